@@ -4,12 +4,18 @@
 //! holds the code to that, and `docs/ARCHITECTURE.md` tells the whole story.
 
 // Row 0: vocabulary. No I/O, no configuration.
+pub mod clock;
+pub mod error;
+pub mod event;
 pub mod flexport;
 pub mod http;
+pub mod ids;
 
 // Row 1: ground. No HTTP service of ours.
 pub mod config;
+pub mod context;
 pub mod store;
+pub mod task;
 pub mod telemetry;
 
 // Row 2: capabilities. They never import each other.

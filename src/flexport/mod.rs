@@ -1,1 +1,4 @@
-//! (module flexport)
+//! The vocabulary of Flexport: its endpoints, its envelope, its links, and the catalogue of our own codes.
+
+pub mod problem;
+pub mod routes;

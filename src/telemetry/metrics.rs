@@ -1,0 +1,286 @@
+//! All metrics, in one struct, each with its help text beside it.
+//!
+//! Handles of labelled families are resolved when routes and groups are known (at start and at reload), so that
+//! counting on the hot path is one atomic addition.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+
+/// Everything that is counted. Cheap to clone: share it as `Arc`.
+pub struct Metrics {
+    registry: Registry,
+    /// Requests answered on the data listener, by group, status class and `Seawall-Source`.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Time from the head's arrival to the answer's head, by group.
+    pub request_seconds: Family<GroupLabels, Histogram, fn() -> Histogram>,
+    /// Requests under way.
+    pub requests_in_flight: Gauge,
+    /// Callers that left before their answer.
+    pub callers_left: Counter,
+    /// Connections open, by listener.
+    pub connections: Family<ListenerLabels, Gauge>,
+    /// Connections refused because the limit was reached, by listener.
+    pub connections_refused: Family<ListenerLabels, Counter>,
+    /// Attempts sent upstream, by group and outcome.
+    pub attempts: Family<AttemptLabels, Counter>,
+    /// Time from the start of an attempt to its head, by group.
+    pub attempt_seconds: Family<GroupLabels, Histogram, fn() -> Histogram>,
+    /// Calls of the upstream in flight.
+    pub upstream_in_flight: Gauge,
+    /// A breaker's state: 0 closed, 1 ramping, 2 half-open, 3 open.
+    pub breaker_state: Family<ScopeLabels, Gauge>,
+    /// A breaker's override: 0 auto, 1 observe, 2 forced closed, 3 forced open.
+    pub breaker_override: Family<ScopeLabels, Gauge>,
+    /// Changes of a breaker's automatic state, by the new state.
+    pub breaker_transitions: Family<TransitionLabels, Counter>,
+    /// Calls refused by a breaker.
+    pub breaker_refused: Family<ScopeLabels, Counter>,
+    /// Reads by what the cache did: `hit`, `miss`, `revalidated`, `stale`, `collapsed`, `bypass`, `refused`.
+    pub cache_reads: Family<ResultLabels, Counter>,
+    /// Copies that an outage could not use, by reason.
+    pub cache_stale_refused: Family<ResultLabels, Counter>,
+    /// Age of what was served stale.
+    pub cache_stale_age_seconds: Histogram,
+    /// Copies kept in memory.
+    pub cache_entries: Gauge,
+    /// Bytes of copies kept in memory.
+    pub cache_bytes: Gauge,
+    /// Unsettled writes, by state.
+    pub queue_depth: Family<StateLabels, Gauge>,
+    /// Age of the oldest unsettled write, in seconds.
+    pub queue_oldest_seconds: Gauge,
+    /// Writes settled, by outcome.
+    pub queue_settled: Family<StateLabels, Counter>,
+    /// Writes accepted with 202, by route.
+    pub queue_accepted: Family<RouteLabels, Counter>,
+    /// Writes that were answered from an earlier one's record.
+    pub queue_repeats: Counter,
+    /// Writes that went out without a durable intent, since the store had failed.
+    pub queue_not_durable: Counter,
+    /// Whether the store takes writes: 1 or 0.
+    pub store_writable: Gauge,
+    /// Seconds from a batch's arrival at the committer to its sync.
+    pub store_commit_seconds: Histogram,
+    /// Commits that failed.
+    pub store_failures: Counter,
+    /// Reloads of the configuration, by result.
+    pub config_reloads: Family<ResultLabels, Counter>,
+}
+
+/// Labels of requests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The route's group.
+    pub group: String,
+    /// `2xx` and so on.
+    pub class: &'static str,
+    /// `upstream`, `cache`, `stale`, `queue`, `seawall`.
+    pub source: &'static str,
+}
+
+/// The group of endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GroupLabels {
+    /// The route's group.
+    pub group: String,
+}
+
+/// One of our listeners.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListenerLabels {
+    /// `data` or `admin`.
+    pub listener: &'static str,
+}
+
+/// Labels of attempts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AttemptLabels {
+    /// The route's group.
+    pub group: String,
+    /// `success`, `client_error`, `refused`, `server_error`, `timeout`, `cut`, `connect`, `unsent`.
+    pub outcome: &'static str,
+}
+
+/// A breaker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ScopeLabels {
+    /// `global`, `<group>:read` or `<group>:write`.
+    pub scope: String,
+}
+
+/// A breaker's change.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TransitionLabels {
+    /// `global`, `<group>:read` or `<group>:write`.
+    pub scope: String,
+    /// The new state.
+    pub to: &'static str,
+}
+
+/// One of a few named results.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabels {
+    /// Which.
+    pub result: &'static str,
+}
+
+/// A state of a write.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabels {
+    /// Which.
+    pub state: &'static str,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteLabels {
+    /// Such as `POST /bookings`.
+    pub route: String,
+}
+
+/// The handles of one group, resolved once.
+#[derive(Clone)]
+pub struct GroupCounters {
+    /// See [`Metrics::request_seconds`].
+    pub request_seconds: Histogram,
+    /// See [`Metrics::attempt_seconds`].
+    pub attempt_seconds: Histogram,
+}
+
+/// Seconds from a millisecond to a minute.
+fn latency() -> Histogram {
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// A new set, all zero.
+    pub fn new() -> Arc<Self> {
+        let mut registry = Registry::with_prefix("seawall");
+        macro_rules! metric {
+            ($name:literal, $help:literal, $value:expr) => {{
+                let metric = $value;
+                registry.register($name, $help, metric.clone());
+                metric
+            }};
+        }
+        let requests = metric!("requests", "Requests answered on the data listener", Family::default());
+        let request_seconds = metric!(
+            "request_seconds",
+            "Time from a request's head to its answer's head",
+            Family::new_with_constructor(latency as fn() -> Histogram)
+        );
+        let requests_in_flight = metric!("requests_in_flight", "Requests under way", Gauge::default());
+        let callers_left =
+            metric!("callers_left", "Callers that left before their answer", Counter::default());
+        let connections = metric!("connections", "Connections open", Family::default());
+        let connections_refused =
+            metric!("connections_refused", "Connections refused at the limit", Family::default());
+        let attempts = metric!("upstream_attempts", "Attempts sent upstream by outcome", Family::default());
+        let attempt_seconds = metric!(
+            "upstream_attempt_seconds",
+            "Time from an attempt's start to its head",
+            Family::new_with_constructor(latency as fn() -> Histogram)
+        );
+        let upstream_in_flight =
+            metric!("upstream_in_flight", "Calls of the upstream in flight", Gauge::default());
+        let breaker_state = metric!(
+            "breaker_state",
+            "Automatic state: 0 closed, 1 ramping, 2 half-open, 3 open",
+            Family::default()
+        );
+        let breaker_override = metric!(
+            "breaker_override",
+            "Override: 0 auto, 1 observe, 2 forced closed, 3 forced open",
+            Family::default()
+        );
+        let breaker_transitions =
+            metric!("breaker_transitions", "Changes of automatic state by the new state", Family::default());
+        let breaker_refused = metric!("breaker_refused", "Calls refused by a breaker", Family::default());
+        let cache_reads = metric!("cache_reads", "Reads by what the cache did", Family::default());
+        let cache_stale_refused = metric!(
+            "cache_stale_refused",
+            "Copies that an outage could not use by reason",
+            Family::default()
+        );
+        let cache_stale_age_seconds = metric!(
+            "cache_stale_age_seconds",
+            "Age of what was served stale",
+            Histogram::new([1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0, 86400.0])
+        );
+        let cache_entries = metric!("cache_entries", "Copies kept in memory", Gauge::default());
+        let cache_bytes = metric!("cache_bytes", "Bytes of copies kept in memory", Gauge::default());
+        let queue_depth = metric!("queue_depth", "Unsettled writes by state", Family::default());
+        let queue_oldest_seconds =
+            metric!("queue_oldest_seconds", "Age of the oldest unsettled write", Gauge::default());
+        let queue_settled = metric!("queue_settled", "Writes settled by outcome", Family::default());
+        let queue_accepted =
+            metric!("queue_accepted", "Writes accepted with 202 by route", Family::default());
+        let queue_repeats =
+            metric!("queue_repeats", "Writes answered from an earlier record", Counter::default());
+        let queue_not_durable =
+            metric!("queue_not_durable", "Writes sent without a durable intent", Counter::default());
+        let store_writable = metric!("store_writable", "Whether the store takes writes", Gauge::default());
+        let store_commit_seconds = metric!("store_commit_seconds", "Time of a durable commit", latency());
+        let store_failures = metric!("store_failures", "Commits that failed", Counter::default());
+        let config_reloads =
+            metric!("config_reloads", "Reloads of the configuration by result", Family::default());
+        Arc::new(Self {
+            registry,
+            requests,
+            request_seconds,
+            requests_in_flight,
+            callers_left,
+            connections,
+            connections_refused,
+            attempts,
+            attempt_seconds,
+            upstream_in_flight,
+            breaker_state,
+            breaker_override,
+            breaker_transitions,
+            breaker_refused,
+            cache_reads,
+            cache_stale_refused,
+            cache_stale_age_seconds,
+            cache_entries,
+            cache_bytes,
+            queue_depth,
+            queue_oldest_seconds,
+            queue_settled,
+            queue_accepted,
+            queue_repeats,
+            queue_not_durable,
+            store_writable,
+            store_commit_seconds,
+            store_failures,
+            config_reloads,
+        })
+    }
+
+    /// In the text format 0.0.4.
+    pub fn encode(&self) -> String {
+        super::encode(&self.registry)
+    }
+
+    /// The handles of a group.
+    pub fn group(&self, group: &str) -> GroupCounters {
+        let labels = GroupLabels { group: group.to_owned() };
+        GroupCounters {
+            request_seconds: self.request_seconds.get_or_create(&labels).clone(),
+            attempt_seconds: self.attempt_seconds.get_or_create(&labels).clone(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
