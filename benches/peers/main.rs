@@ -193,7 +193,7 @@ async fn compare(case: Case, options: Options, cores: Cores) -> Result<bool> {
         },
     };
 
-    let requests = if options.is_short { case.requests / 8 } else { case.requests };
+    let requests = if options.is_short { case.requests / 4 } else { case.requests };
     let load = Load::new();
     let sides = [(&measured, expected), (&beside, plain)];
     for (running, expected) in sides {
