@@ -99,7 +99,7 @@ impl App {
         let data = data_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
         let admin_address = admin_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
         if settings.server.listen.port() == 0 {
-            config.set_data_port(data.port());
+            config.set_bound(data);
         }
         let snapshot = config.current();
         let settings = &snapshot.settings;

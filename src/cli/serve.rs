@@ -10,8 +10,8 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) fn run(args: &ConfigArgs) -> Exit {
-    let live = match Live::start(load_args(args)) {
-        Ok(live) => Arc::new(live),
+    let live = match Live::load(load_args(args)) {
+        Ok(live) => live,
         Err(problems) => return Exit::Config(problems.to_string()),
     };
     if let Err(problem) = telemetry::init_logs(&live.current().settings.telemetry) {
@@ -31,7 +31,7 @@ pub(super) fn run(args: &ConfigArgs) -> Exit {
 
 /// The configuration's sources, as the command line and the environment name them.
 pub(super) fn load_args(args: &ConfigArgs) -> LoadArgs {
-    LoadArgs::new(args.config.clone(), args.sets.clone())
+    LoadArgs::from_process(args.config.clone(), args.sets.clone())
 }
 
 async fn serve(live: Arc<Live>) -> Exit {
