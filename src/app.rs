@@ -22,7 +22,7 @@ use crate::limit::LimitLayer;
 use crate::queue::{Queue, QueueLayer};
 use crate::server::{Drain, Limits, Listener, LocalLayer, bind};
 use crate::stack;
-use crate::store::{DataLock, Given, Keys, Options, SledStore, Store};
+use crate::store::{DataLock, Given, Keys, Options, SledStore, Store, watermark};
 use crate::task::Tasks;
 use crate::telemetry::{ListenerLabels, Metrics, ResultLabels};
 use crate::upstream::{self, Attempt, Client};
@@ -91,7 +91,7 @@ impl App {
         }
 
         let data_dir = settings.data_dir.clone();
-        let lock = prepare(&data_dir)?;
+        let lock = prepare(&data_dir, *settings.store.lock_wait)?;
         let keys = Arc::new(load_keys(&snapshot, &data_dir)?);
 
         let data_socket = listen(settings.server.listen, "server.listen")?;
@@ -122,13 +122,13 @@ impl App {
 
         let base = settings.upstream.base_url.parse().map_err(|_| config_error("upstream.base_url is not a URL"))?;
         let client = Client::new(&settings.upstream).map_err(|error| StartError::Failed(error.to_string()))?;
-        let attempt = Attempt::new(client, &base, &settings.upstream, &groups, clock, metrics.clone())
+        let attempt = Attempt::new(client, &base, &groups, clock, metrics.clone())
             .map_err(|_| config_error("upstream.base_url has no usable host"))?;
         let upstream = if is_strict {
             stack::strict_upstream(attempt)
         } else {
             let bases = Bases::new(&settings.upstream.base_url, &settings.upstream.link_bases, &snapshot.public_url);
-            let limit = LimitLayer::new(settings.limiter.max, *settings.limiter.max_wait);
+            let limit = LimitLayer::new(settings.limiter.max);
             stack::upstream(Some(Arc::new(bases)), breakers.clone(), limit, attempt)
         };
 
@@ -299,7 +299,7 @@ fn config_error(text: &str) -> StartError {
 }
 
 /// The data folder, its mode and its lock.
-fn prepare(dir: &Path) -> Result<DataLock, StartError> {
+fn prepare(dir: &Path, wait: Duration) -> Result<DataLock, StartError> {
     use std::os::unix::fs::DirBuilderExt;
     if dir.exists() && !dir.is_dir() {
         return Err(StartError::Config(format!("data_dir: {} is not a folder", dir.display())));
@@ -307,13 +307,13 @@ fn prepare(dir: &Path) -> Result<DataLock, StartError> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
         StartError::Config(format!("data_dir: {} cannot be made: {error}", dir.display()))
     })?;
-    DataLock::acquire(dir).map_err(|error| StartError::Failed(error.to_string()))
+    DataLock::acquire(dir, wait).map_err(|error| StartError::Failed(error.to_string()))
 }
 
 fn load_keys(snapshot: &Snapshot, dir: &Path) -> Result<Keys, StartError> {
-    let (keys, warning) = Keys::load(snapshot.store_key.as_ref().map(|key| Given::text(key.expose())), dir)
-        .map_err(|error| StartError::Config(error.to_string()))?;
-    if let Some(warning) = warning {
+    let given = Given { wrapping: snapshot.store_key.as_ref().map(|key| key.expose().as_bytes()), ..Given::default() };
+    let (keys, warnings) = Keys::load(given, dir).map_err(|error| StartError::Config(error.to_string()))?;
+    for warning in warnings {
         tracing::warn!("{warning}");
     }
     Ok(keys)
@@ -335,25 +335,21 @@ async fn open_store(
     snapshot: &Snapshot,
     keys: &Arc<Keys>,
     dir: &Path,
-) -> Result<Option<Arc<dyn Store>>, StartError> {
+) -> Result<Option<(Arc<dyn Store>, bool)>, StartError> {
     let path: PathBuf = dir.join("queue");
-    let options = Options { min_free_bytes: snapshot.settings.store.min_free.0, ..Options::default() };
+    let store = &snapshot.settings.store;
+    let min_free_bytes = if store.min_free.0 == 0 { watermark(dir) } else { store.min_free.0 };
+    let options =
+        Options { min_free_bytes, lock_wait: *store.lock_wait, ..Options::new(Clock::system().now().into()) };
     let keys = keys.clone();
-    let opened = tokio::task::spawn_blocking(move || SledStore::open(&path, (*keys).clone(), options))
+    let opened = tokio::task::spawn_blocking(move || SledStore::open(&path, &keys, options))
         .await
         .map_err(|error| StartError::Failed(error.to_string()))?;
     let (store, report) = opened.map_err(|error| StartError::Failed(error.to_string()))?;
-    for alarm in &report.alarms {
-        tracing::error!("store: {alarm}");
+    if let Some(why) = report.ephemeral {
+        tracing::warn!(folder = %dir.display(), "queued writes will not outlive this machine or container: {why}; mount a volume");
     }
-    if report.is_ephemeral {
-        tracing::warn!(
-            folder = %dir.display(),
-            "the data folder is on a file system that does not outlive this machine or container: queued writes \
-             would be lost with it; mount a volume there"
-        );
-    }
-    Ok(Some(Arc::new(store)))
+    Ok(Some((Arc::new(store) as Arc<dyn Store>, report.is_rolled_back())))
 }
 
 fn spawn_breaker_ticks(tasks: &Tasks, breakers: Arc<Breakers>) {

@@ -23,6 +23,8 @@ pub const NEEDS_RESTART: &[&str] = &[
     "data_dir",
     "store.key_file",
     "store.key_env",
+    "store.min_free",
+    "store.lock_wait",
     // Sockets and connections are set up once.
     "server.listen",
     "server.max_head",

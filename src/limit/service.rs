@@ -6,7 +6,6 @@ use crate::http::Body;
 use http::Response;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -15,14 +14,13 @@ use tokio::time::Instant;
 pub struct Limit<S> {
     inner: S,
     slots: Arc<Semaphore>,
-    max_wait: Duration,
 }
 
 // === impl Limit ===
 
 impl<S> Limit<S> {
-    pub(super) fn new(inner: S, slots: Arc<Semaphore>, max_wait: Duration) -> Self {
-        Self { inner, slots, max_wait }
+    pub(super) fn new(inner: S, slots: Arc<Semaphore>) -> Self {
+        Self { inner, slots }
     }
 }
 
@@ -45,7 +43,7 @@ where
             return Box::pin(self.inner.call(request));
         }
         let slots = self.slots.clone();
-        let until = request.call.deadline.min(Instant::now() + self.max_wait);
+        let until = request.call.deadline.min(Instant::now() + *request.call.config.settings.limiter.max_wait);
         let mut inner = self.inner.clone();
         Box::pin(async move {
             match tokio::time::timeout_at(until, slots.acquire_owned()).await {

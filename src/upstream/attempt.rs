@@ -34,8 +34,6 @@ struct Shared {
     authority: Authority,
     host: HeaderValue,
     prefix: String,
-    timeout: Duration,
-    body_idle: Duration,
     clock: crate::clock::Clock,
     metrics: Arc<Metrics>,
     groups: HashMap<Arc<str>, GroupHandles>,
@@ -56,7 +54,6 @@ impl Attempt {
     pub fn new(
         client: Client,
         base: &Uri,
-        settings: &crate::config::raw::Upstream,
         groups: &[Arc<str>],
         clock: crate::clock::Clock,
         metrics: Arc<Metrics>,
@@ -77,8 +74,6 @@ impl Attempt {
             authority,
             host,
             prefix: base.path().trim_end_matches('/').to_owned(),
-            timeout: *settings.timeout,
-            body_idle: *settings.body_idle_timeout,
             clock,
             metrics,
             groups,
@@ -118,7 +113,8 @@ impl Shared {
             observer.began();
         }
         let is_head = request.method() == Method::HEAD;
-        let limit = (call.deadline).min(started + self.timeout);
+        let limits = &call.config.settings.upstream;
+        let limit = call.deadline.min(started + *limits.timeout);
         let result = match tokio::time::timeout_at(limit, self.send(request)).await {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Err(ProxyError::Cut("101 Switching Protocols, which nobody asked for".to_owned()))
@@ -137,7 +133,7 @@ impl Shared {
             Ok(response) => {
                 outcome.retry_after = self.hint(response.headers());
                 let watch = Watch { outcome, observer: call.observer.take(), slot: call.slot.take(), in_flight };
-                Ok(self.inbound(response, is_head, watch))
+                Ok(inbound(response, is_head, *limits.body_idle_timeout, watch))
             }
             Err(error) => {
                 if let Some(observer) = call.observer.take() {
@@ -199,25 +195,25 @@ impl Shared {
         Ok(Request::from_parts(parts, body))
     }
 
-    /// The answer as the layers above see it: end-to-end fields only; its length is the body's.
-    fn inbound(&self, response: Response<hyper::body::Incoming>, is_head: bool, watch: Watch) -> Response<Body> {
-        let (mut parts, incoming) = response.into_parts();
-        headers::strip_hop_by_hop(&mut parts.headers);
-        headers::strip_seawall_response(&mut parts.headers);
-        if !is_head && parts.status != StatusCode::NOT_MODIFIED {
-            headers::strip_framing(&mut parts.headers);
-        }
-        parts.extensions = http::Extensions::new();
-        let body = UpstreamBody::new(incoming, self.body_idle, watch);
-        let body = if http_body::Body::is_end_stream(&body) { Body::empty() } else { Body::new(body) };
-        Response::from_parts(parts, body)
-    }
-
     fn hint(&self, fields: &HeaderMap) -> Option<Duration> {
         let value = fields.get(header::RETRY_AFTER)?;
         let now: Timestamp = self.clock.now();
         retry_after::parse(value, now)
     }
+}
+
+/// The answer as the layers above see it: end-to-end fields only; its length is the body's.
+fn inbound(response: Response<hyper::body::Incoming>, is_head: bool, idle: Duration, watch: Watch) -> Response<Body> {
+    let (mut parts, incoming) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::strip_seawall_response(&mut parts.headers);
+    if !is_head && parts.status != StatusCode::NOT_MODIFIED {
+        headers::strip_framing(&mut parts.headers);
+    }
+    parts.extensions = http::Extensions::new();
+    let body = UpstreamBody::new(incoming, idle, watch);
+    let body = if http_body::Body::is_end_stream(&body) { Body::empty() } else { Body::new(body) };
+    Response::from_parts(parts, body)
 }
 
 // === impl GroupHandles ===
