@@ -51,16 +51,13 @@ pub fn parse(value: &HeaderValue) -> Option<Traceparent<'_>> {
 pub fn child(parent: Option<&HeaderValue>, random: (u64, u64, u64)) -> HeaderValue {
     let (high, low, span) = random;
     let mut text = TEMPLATE;
-    match parent.and_then(parse) {
-        Some(parent) => {
-            text[3..35].copy_from_slice(parent.trace_id.as_bytes());
-            put(&mut text[53..55], u64::from(parent.flags));
-        }
-        None => {
-            put(&mut text[3..19], high);
-            // All zeros would be no id.
-            put(&mut text[19..35], if high == 0 { low.max(1) } else { low });
-        }
+    if let Some(parent) = parent.and_then(parse) {
+        text[3..35].copy_from_slice(parent.trace_id.as_bytes());
+        put(&mut text[53..55], u64::from(parent.flags));
+    } else {
+        put(&mut text[3..19], high);
+        // All zeros would be no id.
+        put(&mut text[19..35], if high == 0 { low.max(1) } else { low });
     }
     put(&mut text[36..52], span.max(1));
     HeaderValue::from_bytes(&text).expect("digits and dashes")

@@ -207,7 +207,8 @@ fn freshness_is_computed() {
     let later = ("expires", "Sun, 06 Nov 1994 08:50:37 GMT");
     // What we hold by our own clock, a minute before the origin's.
     let arrived = at("1994-11-06T08:48:37Z");
-    let cases: &[(&[(&str, &str)], Option<u64>, Option<u64>)] = &[
+    type Fields<'a> = &'a [(&'static str, &'a str)];
+    let cases: &[(Fields<'_>, Option<u64>, Option<u64>)] = &[
         (&[], None, None),
         (&[date], None, None),
         (&[("cache-control", "max-age=5")], Some(5), Some(5)),
