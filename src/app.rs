@@ -129,7 +129,8 @@ impl App {
         } else {
             let bases = Bases::new(&settings.upstream.base_url, &settings.upstream.link_bases, &snapshot.public_url);
             let limit = LimitLayer::new(settings.limiter.max);
-            stack::upstream(Some(Arc::new(bases)), breakers.clone(), limit, attempt)
+            let bases = (!bases.is_noop()).then(|| Arc::new(bases));
+            stack::upstream(bases, breakers.clone(), limit, attempt)
         };
 
         let late_queue: Arc<Late<Queue>> = Arc::new(Late(OnceLock::new()));
@@ -279,7 +280,8 @@ pub async fn reload(
     match &result {
         Ok(report) => {
             count("ok");
-            breakers.reconfigure(&config.current().settings.breaker);
+            let settings = &config.current().settings;
+            breakers.reconfigure(&settings.breaker, settings.limiter.max, *settings.upstream.timeout);
             tracing::info!(
                 generation = report.generation,
                 needs_restart = report.needs_restart.join(", "),
@@ -360,7 +362,7 @@ fn spawn_breaker_ticks(tasks: &Tasks, breakers: Arc<Breakers>) {
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
-                _ = ticks.tick() => breakers.tick().await,
+                _ = ticks.tick() => breakers.tick(tokio::time::Instant::now()),
             }
         }
     });

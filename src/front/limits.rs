@@ -77,6 +77,8 @@ where
         if let Err(error) = self.check(&request, server.max_body.0) {
             return Box::pin(std::future::ready(Err(error)));
         }
+        // Before any layer adds fields of its own: a nominated field is the client's to lose, not ours.
+        headers::strip_hop_by_hop(request.headers_mut());
         if !request.body().is_end_stream() {
             let (cap, idle) = (server.max_body.0, *server.body_idle_timeout);
             let body = std::mem::take(request.body_mut());
