@@ -131,6 +131,8 @@ pub type BeforeSend = Box<dyn FnOnce() -> BoxFuture<Result<(), ProxyError>> + Se
 pub trait AttemptObserver: Send + Sync {
     /// The attempt began; a probe's deadline runs from here.
     fn began(&self);
+    /// The head is there and the body follows: a long healthy body is not waited for. At most once per attempt.
+    fn answered(&self, _delivery: Delivery, _head_after: Duration) {}
     /// The attempt is over: at the end of the body, or when there was no head.
     fn ended(&self, outcome: AttemptOutcome);
 }
