@@ -18,6 +18,7 @@ use super::service::{Found, Read};
 use crate::error::ProxyError;
 use crate::flexport::problem;
 use crate::http::Body;
+use crate::http::cache_status::CacheStatus;
 use crate::http::delivery::{self, Delivery, Refusal};
 use crate::http::headers::{
     CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_PENDING_WRITES, SEAWALL_SOURCE, SEAWALL_STALE_REASON,

@@ -1,6 +1,6 @@
 //! What the cache counts: handles resolved once, so that counting is one atomic addition.
 
-use crate::telemetry::metrics::{Metrics, ResultLabels};
+use crate::telemetry::{Metrics, ResultLabels};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;

@@ -70,7 +70,7 @@ pub(crate) async fn run(cache: Arc<Cache>, upstream: Upstream, mut errand: Erran
             Led::Shared(_) | Led::Streamed(_) => Outcome::Alone,
         });
     }
-    if sharing != Sharing::Yes {
+    if sharing != Sharing::Yes && !errand.read.is_head {
         cache.flights.mark_hit_for_miss(errand.key, Instant::now());
     }
     led

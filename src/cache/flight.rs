@@ -225,9 +225,10 @@ impl Drop for Landing {
                 shard.remove(&self.key);
             }
         }
-        let _ = self.flight.outcome.set(Outcome::Failed(ProxyError::Internal(
-            "the fetch that this request waited for did not come to its end".to_owned(),
-        )));
+        self.flight.outcome.get_or_init(|| {
+            let what = "the fetch that this request waited for did not come to its end";
+            Outcome::Failed(ProxyError::Internal(what.to_owned()))
+        });
         self.flight.landed.notify_waiters();
     }
 }

@@ -39,7 +39,7 @@ use crate::config::raw::Profile;
 use crate::context::{GroupHealth, PendingWrites, Settled, SettledWrite};
 use crate::ids::PartitionId;
 use crate::task::Tasks;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::Metrics;
 use counters::Counters;
 use entry::Confirmed;
 use flight::Flights;

@@ -62,6 +62,8 @@ pub(crate) struct Facts {
     pub(crate) no_cache: bool,
     /// The first directive found that forbids serving it stale.
     pub(crate) forbids_stale: Option<&'static str>,
+    /// Whether it came with an `Age`, out of a cache on the way.
+    pub(crate) came_with_age: bool,
     /// `private`.
     pub(crate) is_private: bool,
     /// `stale-if-error` (RFC 5861).
@@ -205,6 +207,7 @@ impl Facts {
             lifetime: explicit.unwrap_or(if directives.no_cache { Duration::ZERO } else { terms.ttl }),
             is_explicit: explicit.is_some(),
             initial_age: initial_age(headers, stated, now, delay),
+            came_with_age: headers.contains_key(AGE),
             no_cache: directives.no_cache,
             forbids_stale: [
                 (directives.must_revalidate, "must-revalidate"),
@@ -295,6 +298,22 @@ impl Facts {
     /// outage.
     pub(crate) fn would_be_refused(&self, terms: &Terms) -> Option<&'static str> {
         self.forbids_stale.filter(|_| !terms.overrides_revalidation)
+    }
+}
+
+// === impl Forward ===
+
+impl Forward {
+    /// Its name in `Cache-Status`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Bypass => "bypass",
+            Self::Method => "method",
+            Self::UriMiss => "uri-miss",
+            Self::VaryMiss => "vary-miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
+        }
     }
 }
 

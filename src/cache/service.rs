@@ -37,7 +37,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::{Service, ServiceExt};
 
 /// The request fields that go upstream on a cacheable route; all of them are in the key.
-const KEYED: &[HeaderName] = &[FLEXPORT_VERSION, ACCEPT, ACCEPT_LANGUAGE];
+static KEYED: [HeaderName; 3] = [FLEXPORT_VERSION, ACCEPT, ACCEPT_LANGUAGE];
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("Seawall/", env!("CARGO_PKG_VERSION")));
 
@@ -161,7 +161,7 @@ impl Future for CacheFuture {
 impl Read {
     /// The request fields that can select a variant.
     pub(crate) fn asked(&self) -> Asked<'_> {
-        Asked { headers: &self.headers, forwarded: (!self.is_strict).then_some(KEYED) }
+        Asked { headers: &self.headers, forwarded: (!self.is_strict).then_some(&KEYED[..]) }
     }
 
     pub(crate) fn has_credential(&self) -> bool {
@@ -187,9 +187,10 @@ impl Read {
                 }
             }
             headers.insert(USER_AGENT, AGENT);
+            // What comes is rewritten, and kept for callers of any coding.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             headers
         };
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(X_REQUEST_ID, self.context.request_id.clone());
         headers.insert(TRACEPARENT, self.context.traceparent.clone());
         if let Some(entry) = base {
@@ -245,7 +246,7 @@ impl Cache {
                 target: target.as_str(),
             },
             &parts.headers,
-            if self.is_strict { &[] } else { KEYED },
+            if self.is_strict { &[] } else { &KEYED },
         );
         let ask = Ask::of(&parts.headers, settings.cache.honour_request_cc);
         Ok(Read {
