@@ -3,8 +3,8 @@
 //! | | `Seawall-Source` | `Cache-Status` |
 //! |---|---|---|
 //! | fresh copy | `cache` | `hit; ttl=5` |
-//! | copy that a 304 confirmed | `cache` | `fwd=stale; fwd-status=304; ttl=5; stored` |
-//! | answer | `upstream` | `fwd=uri-miss; fwd-status=200; ttl=5; stored` |
+//! | copy that a 304 confirmed | `cache` | `fwd=stale; fwd-status=304; stored; ttl=5` |
+//! | answer | `upstream` | `fwd=uri-miss; fwd-status=200; stored; ttl=5` |
 //! | copy, not forwarded | `stale` | `hit; ttl=-812; detail=breaker-open` |
 //! | copy, after a failed refresh | `stale` | `fwd=stale; fwd-status=503; ttl=-812; detail=stale-if-error` |
 //!
@@ -13,18 +13,19 @@
 use super::Cache;
 use super::entry::{Confirmed, Entry};
 use super::flight::{Answer, Outcome};
-use super::policy::{self, Forward, Refused};
+use super::policy::{self, Refused};
 use super::service::{Found, Read};
 use crate::error::ProxyError;
 use crate::flexport::problem;
 use crate::http::Body;
-use crate::http::cache_status::CacheStatus;
+use crate::http::cache_status::{Forward, Member};
 use crate::http::delivery::{self, Delivery, Refusal};
 use crate::http::headers::{
     CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_PENDING_WRITES, SEAWALL_SOURCE, SEAWALL_STALE_REASON,
 };
 use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, EXPIRES,
+    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    EXPIRES,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
@@ -35,10 +36,20 @@ pub(crate) struct Why {
     /// `Seawall-Stale-Reason`. `None`: the request itself allows it.
     reason: Option<&'static str>,
     detail: &'static str,
-    /// Whether anything was sent upstream, and the status that came.
-    sent: Option<Option<StatusCode>>,
+    way: Way,
     /// Whether the upstream only pushes back, so that the shorter window applies.
     is_push_back: bool,
+}
+
+/// How far the request got.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// Nothing was sent.
+    Here,
+    /// It was sent, and no answer came.
+    Forwarded,
+    /// This came back.
+    Answered(StatusCode),
 }
 
 // === impl Why ===
@@ -48,27 +59,27 @@ impl Why {
     pub(crate) const TOO_SLOW: Self = Self {
         reason: Some("upstream-timeout"),
         detail: "upstream-timeout",
-        sent: Some(None),
+        way: Way::Forwarded,
         is_push_back: false,
     };
     /// It is being refreshed.
     pub(crate) const REVALIDATING: Self =
-        Self { reason: Some("revalidating"), detail: "revalidating", sent: None, is_push_back: false };
+        Self { reason: Some("revalidating"), detail: "revalidating", way: Way::Here, is_push_back: false };
     /// `max-stale` of the request.
     pub(crate) const TOLERATED: Self =
-        Self { reason: None, detail: "max-stale", sent: None, is_push_back: false };
+        Self { reason: None, detail: "max-stale", way: Way::Here, is_push_back: false };
 
     fn of_error(error: &ProxyError) -> Self {
         let refused = |reason| Self {
             reason: Some(reason),
             detail: reason,
-            sent: None,
+            way: Way::Here,
             is_push_back: reason == "rate-limited",
         };
         let failed = |reason| Self {
             reason: Some(reason),
             detail: "stale-if-error",
-            sent: Some(None),
+            way: Way::Forwarded,
             is_push_back: false,
         };
         match error {
@@ -87,7 +98,7 @@ impl Why {
         Self {
             reason: Some(if is_push_back { "rate-limited" } else { "upstream-error" }),
             detail: "stale-if-error",
-            sent: Some(Some(status)),
+            way: Way::Answered(status),
             is_push_back,
         }
     }
@@ -101,7 +112,7 @@ impl Cache {
         let mut response = self.copy(read, entry, now);
         let headers = response.headers_mut();
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
-        headers.insert(CACHE_STATUS, CacheStatus::hit().ttl(entry.facts.ttl(age)).value());
+        headers.insert(CACHE_STATUS, Member::hit().ttl(entry.facts.ttl(age)).to_value());
         response
     }
 
@@ -125,13 +136,18 @@ impl Cache {
             headers.insert(SEAWALL_STALE_REASON, HeaderValue::from_static(reason));
         }
         let is_outdated = self.marks.is_outdated(entry.names, entry.began);
-        let mut said = match why.sent {
-            None => CacheStatus::hit(),
-            Some(status) => CacheStatus::forwarded(Forward::Stale.as_str()).status(status),
+        let mut said = match why.way {
+            Way::Here => Member::hit(),
+            Way::Forwarded => Member::forwarded(Forward::Stale),
+            Way::Answered(status) => Member::forwarded(Forward::Stale).forward_status(status),
         };
         // A copy that a write made stale may have freshness left by the clock; it says that it has none.
-        said = said.ttl(entry.facts.ttl(age).min(-1)).detail(if is_outdated { "invalidated" } else { why.detail });
-        headers.insert(CACHE_STATUS, said.value());
+        said = said.ttl(entry.facts.ttl(age).min(-1)).detail(if is_outdated {
+            "invalidated"
+        } else {
+            why.detail
+        });
+        headers.insert(CACHE_STATUS, said.to_value());
         self.tell_pending(read, headers);
         response
     }
@@ -148,15 +164,19 @@ impl Cache {
             self.counters.collapsed.inc();
         }
         let now = self.now();
-        let mut said = CacheStatus::forwarded(found.forward.as_str());
+        let mut said = Member::forwarded(found.forward);
         match outcome {
             Outcome::Answer(Answer::Entry { entry, is_kept, is_confirmed }) => {
                 let status = if is_confirmed { StatusCode::NOT_MODIFIED } else { entry.status };
                 let age = entry.facts.age(entry.confirmed.since(&now));
-                said = said.status(Some(status)).ttl(entry.facts.ttl(age)).stored(is_kept).collapsed(is_collapsed);
+                said = said
+                    .forward_status(status)
+                    .ttl(entry.facts.ttl(age))
+                    .stored(is_kept)
+                    .collapsed(is_collapsed);
                 let mut response = self.copy(read, &entry, &now);
                 let headers = response.headers_mut();
-                headers.insert(CACHE_STATUS, said.value());
+                headers.insert(CACHE_STATUS, said.to_value());
                 if is_confirmed {
                     self.counters.revalidated.inc();
                     headers.insert(AGE, HeaderValue::from(age.as_secs()));
@@ -192,7 +212,7 @@ impl Cache {
                 if is_unchanged {
                     shorten(&mut response);
                 }
-                said = said.status(Some(passed.status)).collapsed(is_collapsed);
+                said = said.forward_status(passed.status).collapsed(is_collapsed);
                 Ok(self.passed(read, response, said))
             }
             Outcome::Failed(error) => {
@@ -210,7 +230,7 @@ impl Cache {
 
     /// A long answer, on its way.
     pub(crate) fn streamed(&self, read: &Read, found: &Found, response: Response<Body>) -> Response<Body> {
-        let said = CacheStatus::forwarded(found.forward.as_str()).status(Some(response.status()));
+        let said = Member::forwarded(found.forward).forward_status(response.status());
         self.passed(read, response, said)
     }
 
@@ -246,15 +266,9 @@ impl Cache {
         response
     }
 
-    /// Whether the found copy may stand in for a failure at this time.
-    pub(crate) fn may_stand_in(&self, read: &Read, entry: &Entry, why: Why, now: &Confirmed) -> Result<(), Refused> {
-        let since = entry.confirmed.since(now);
-        entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)
-    }
-
     fn stand_in(&self, read: &Read, found: &Found, why: Why, now: &Confirmed) -> Option<Response<Body>> {
         let entry = found.entry.as_deref()?;
-        match self.may_stand_in(read, entry, why, now) {
+        match may_stand_in(read, entry, why, now) {
             Ok(()) => Some(self.stale(read, entry, why, now)),
             Err(refused) => {
                 self.counters.refused.inc();
@@ -264,12 +278,12 @@ impl Cache {
         }
     }
 
-    fn passed(&self, read: &Read, mut response: Response<Body>, said: CacheStatus) -> Response<Body> {
+    fn passed(&self, read: &Read, mut response: Response<Body>, said: Member<'_>) -> Response<Body> {
         self.counters.miss.inc();
         let headers = response.headers_mut();
         headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("upstream"));
         // Other caches on the way said theirs before us.
-        headers.append(CACHE_STATUS, said.value());
+        said.append_to(headers);
         self.tell_pending(read, headers);
         response
     }
@@ -295,6 +309,12 @@ impl Cache {
             headers.insert(SEAWALL_PENDING_WRITES, HeaderValue::try_from(text).expect("digits and letters"));
         }
     }
+}
+
+/// Whether a copy may stand in for a failure at this time.
+pub(crate) fn may_stand_in(read: &Read, entry: &Entry, why: Why, now: &Confirmed) -> Result<(), Refused> {
+    let since = entry.confirmed.since(now);
+    entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)
 }
 
 /// Makes a 304 of it (RFC 9110 §15.4.5): without what describes a content that is not sent.

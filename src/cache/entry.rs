@@ -11,8 +11,8 @@ use crate::http::date;
 use crate::http::headers::{self, CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_SOURCE};
 use bytes::Bytes;
 use http::header::{
-    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH,
-    LAST_MODIFIED, SET_COOKIE,
+    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, LAST_MODIFIED, SET_COOKIE,
 };
 use http::{HeaderMap, HeaderName, StatusCode};
 use jiff::Timestamp;
@@ -79,7 +79,10 @@ impl Asked<'_> {
 
 impl Entry {
     /// From an answer. `head` holds the origin's end-to-end fields.
-    #[expect(clippy::too_many_arguments, reason = "made in two places, and each of these is a different thing")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "made in two places, and each of these is a different thing"
+    )]
     pub(crate) fn new(
         status: StatusCode,
         mut head: HeaderMap,
@@ -138,7 +141,8 @@ impl Entry {
 
     /// Whether the upstream can be asked if it has changed.
     pub(crate) fn has_validator(&self) -> bool {
-        self.status == StatusCode::OK && (self.head.contains_key(ETAG) || self.head.contains_key(LAST_MODIFIED))
+        self.status == StatusCode::OK
+            && (self.head.contains_key(ETAG) || self.head.contains_key(LAST_MODIFIED))
     }
 
     /// Puts the question into a request.

@@ -13,11 +13,11 @@ use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Response, StatusCode, response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use jiff::Timestamp;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::time::Instant;
 use tower::ServiceExt;
 
@@ -86,8 +86,8 @@ impl Cache {
             let mut call = Call::live(&read.context);
             call.lane = errand.lane;
             // A fill is for all who wait and for the copy: one caller's impatience does not end it.
-            let asked_at = Instant::now();
-            call.deadline = call.deadline.max(asked_at + read.context.route.timeout);
+            let asked_at = self.now();
+            call.deadline = call.deadline.max(asked_at.monotonic + read.context.route.timeout);
             let request = read.outgoing(base.map(|entry| &**entry));
             let response = match upstream.clone().oneshot(UpstreamRequest { request, call }).await {
                 Ok(response) => response,
@@ -111,7 +111,6 @@ impl Cache {
                 Err(error) => return failed(ProxyError::Cut(error.to_string())),
             };
             let now = self.now();
-            let delay = now.monotonic - asked_at;
             entry::clean(&mut parts.headers);
             self.note(read, errand.key.token, parts.status);
             if parts.status == StatusCode::NOT_MODIFIED
@@ -122,9 +121,12 @@ impl Cache {
                     base = None;
                     continue;
                 }
-                return (Led::Shared(self.confirm(errand, entry, parts.headers, now, delay)), Sharing::Yes);
+                return (
+                    Led::Shared(self.confirm(errand, entry, parts.headers, asked_at.at, now)),
+                    Sharing::Yes,
+                );
             }
-            let (answer, sharing) = self.keep(errand, parts, body, now, delay);
+            let (answer, sharing) = self.keep(errand, parts, body, asked_at.at, now);
             return (Led::Shared(Outcome::Answer(answer)), sharing);
         }
     }
@@ -134,21 +136,29 @@ impl Cache {
         errand: &Errand,
         old: &Arc<Entry>,
         fresh: HeaderMap,
+        asked_at: Timestamp,
         now: Confirmed,
-        delay: Duration,
     ) -> Outcome {
         let read = &*errand.read;
         let head = old.renewed(fresh, now.at);
-        let verdict = policy::keep(old.status, &head, read.has_credential(), now.at, delay, &read.terms);
+        let verdict = policy::keep(old.status, &head, read.has_credential(), asked_at, now.at, &read.terms);
         let (facts, may_keep) = match verdict {
             Ok(facts) => (facts, true),
-            Err(_) => (policy::Facts::of(&head, now.at, delay, &read.terms), false),
+            Err(_) => (policy::Facts::of(&head, asked_at, now.at, &read.terms), false),
         };
         if !may_keep {
             self.memory.remove(&read.key, old);
         }
-        let entry =
-            Entry::new(old.status, head, old.body.clone(), facts, now, errand.began, errand.names, read.asked());
+        let entry = Entry::new(
+            old.status,
+            head,
+            old.body.clone(),
+            facts,
+            now,
+            errand.began,
+            errand.names,
+            read.asked(),
+        );
         let entry = Arc::new(entry);
         let is_kept = may_keep && self.put(errand, &entry);
         Outcome::Answer(Answer::Entry { entry, is_kept, is_confirmed: true })
@@ -159,8 +169,8 @@ impl Cache {
         errand: &Errand,
         parts: response::Parts,
         body: Bytes,
+        asked_at: Timestamp,
         now: Confirmed,
-        delay: Duration,
     ) -> (Answer, Sharing) {
         let read = &*errand.read;
         let status = parts.status;
@@ -171,7 +181,7 @@ impl Cache {
             // A failing upstream may well say "not found": the copy stays.
             Err(Unkept::Status)
         } else {
-            policy::keep(status, &parts.headers, read.has_credential(), now.at, delay, &read.terms)
+            policy::keep(status, &parts.headers, read.has_credential(), asked_at, now.at, &read.terms)
         };
         match verdict {
             Ok(facts) if !read.is_head => {
@@ -205,8 +215,12 @@ impl Cache {
                 }
                 self.counters.unkept();
                 let sharing = match verdict {
-                    Err(Unkept::NoStore | Unkept::SetCookie | Unkept::VaryAny | Unkept::Private) => Sharing::No,
-                    Err(Unkept::Status) if status.is_success() || status.is_redirection() => Sharing::ThisOnce,
+                    Err(Unkept::NoStore | Unkept::SetCookie | Unkept::VaryAny | Unkept::Private) => {
+                        Sharing::No
+                    }
+                    Err(Unkept::Status) if status.is_success() || status.is_redirection() => {
+                        Sharing::ThisOnce
+                    }
                     Ok(_) | Err(Unkept::Status | Unkept::EnvelopeError) => Sharing::Yes,
                 };
                 (Answer::Passed(Arc::new(Passed { status, headers: parts.headers, body })), sharing)

@@ -39,8 +39,7 @@ struct Hasher {
 
 /// The key of a read: of GET and HEAD alike, since a HEAD is answered from a stored GET.
 pub(crate) fn of(parts: &Parts<'_>, headers: &HeaderMap, keyed: &[HeaderName]) -> Key {
-    let mut hasher =
-        Hasher { context: digest::Context::new(&digest::SHA256), buffer: [0; 256], filled: 0 };
+    let mut hasher = Hasher { context: digest::Context::new(&digest::SHA256), buffer: [0; 256], filled: 0 };
     hasher.raw(&[VERSION]);
     hasher.raw(&parts.partition.0);
     hasher.part(parts.upstream.as_bytes());

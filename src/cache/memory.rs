@@ -54,7 +54,8 @@ impl Memory {
             }
             variants.reserve(present.len());
             variants.push(entry);
-            variants.extend(present.iter().filter(|old| !old.is_selected_by(asked)).take(VARIANTS - 1).cloned());
+            variants
+                .extend(present.iter().filter(|old| !old.is_selected_by(asked)).take(VARIANTS - 1).cloned());
         } else {
             variants.push(entry);
         }

@@ -12,16 +12,19 @@
 
 use crate::config::raw;
 use crate::flexport::routes::CachePolicy;
-use crate::http::cache_control::{RequestDirectives, ResponseDirectives};
+use crate::http::cache_control::{self, RequestDirectives, ResponseDirectives};
+use crate::http::cache_status::Forward;
 use crate::http::date;
-use crate::http::headers::{delta_seconds, members};
+use crate::http::headers::{SEAWALL_STALE, members};
 use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_TYPE, DATE, ETAG, EXPIRES, IF_MODIFIED_SINCE, IF_NONE_MATCH,
-    LAST_MODIFIED, PRAGMA, SET_COOKIE, VARY,
+    AGE, CACHE_CONTROL, CONTENT_TYPE, DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, PRAGMA,
+    SET_COOKIE, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use jiff::Timestamp;
 use std::time::Duration;
+
+const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
 
 /// What applies to one request: the route's policy, or that of the profile.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +75,12 @@ pub(crate) struct Facts {
     pub(crate) stale_while_revalidate: Option<Duration>,
 }
 
+/// What an answer says: `CDN-Cache-Control` stands in for `Cache-Control` and `Expires` (RFC 9213).
+struct Said {
+    directives: ResponseDirectives,
+    is_targeted: bool,
+}
+
 /// Why an answer is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unkept {
@@ -100,23 +109,6 @@ pub(crate) enum Use {
     WhileRevalidating,
     /// Ask upstream.
     Revalidate(Forward),
-}
-
-/// Why a request is forwarded: RFC 9211 §2.2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Forward {
-    /// Not for the cache at all.
-    Bypass,
-    /// By its method.
-    Method,
-    /// Nothing of this URI.
-    UriMiss,
-    /// Nothing of this URI for these request fields.
-    VaryMiss,
-    /// A copy, not fresh.
-    Stale,
-    /// A fresh copy, but the request wants it confirmed.
-    Request,
 }
 
 /// Why a copy cannot stand in.
@@ -164,16 +156,11 @@ impl Ask {
     /// From a request's fields. Nothing is parsed when nothing is asked.
     pub(crate) fn of(headers: &HeaderMap, honours: bool) -> Self {
         let mut ask = Self::default();
-        if honours {
-            if headers.contains_key(CACHE_CONTROL) {
-                ask.directives = RequestDirectives::of(headers);
-            } else if let Some(pragma) = headers.get(PRAGMA) {
-                // RFC 9111 §5.4: only without `Cache-Control`.
-                ask.directives.no_cache = pragma.as_bytes().eq_ignore_ascii_case(b"no-cache");
-            }
+        if honours && (headers.contains_key(CACHE_CONTROL) || headers.contains_key(PRAGMA)) {
+            ask.directives = RequestDirectives::parse(headers);
         }
         ask.refuses_stale =
-            headers.get("seawall-stale").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"never"));
+            headers.get(SEAWALL_STALE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"never"));
         ask
     }
 }
@@ -181,46 +168,9 @@ impl Ask {
 // === impl Facts ===
 
 impl Facts {
-    /// Reads an answer that arrived at `now`, `delay` after its request left.
-    pub(crate) fn of(headers: &HeaderMap, now: Timestamp, delay: Duration, terms: &Terms) -> Self {
-        let directives = ResponseDirectives::of(headers);
-        Self::with(&directives, headers, now, delay, terms)
-    }
-
-    fn with(
-        directives: &ResponseDirectives,
-        headers: &HeaderMap,
-        now: Timestamp,
-        delay: Duration,
-        terms: &Terms,
-    ) -> Self {
-        let stated = headers
-            .get(DATE)
-            .and_then(|value| date::parse(value.as_bytes().trim_ascii(), now))
-            .unwrap_or(now);
-        let explicit = directives
-            .s_maxage
-            .filter(|_| terms.is_shared)
-            .or(directives.max_age)
-            .or_else(|| expires_in(headers, stated, now));
-        Self {
-            lifetime: explicit.unwrap_or(if directives.no_cache { Duration::ZERO } else { terms.ttl }),
-            is_explicit: explicit.is_some(),
-            initial_age: initial_age(headers, stated, now, delay),
-            came_with_age: headers.contains_key(AGE),
-            no_cache: directives.no_cache,
-            forbids_stale: [
-                (directives.must_revalidate, "must-revalidate"),
-                (directives.no_cache, "no-cache"),
-                (directives.proxy_revalidate, "proxy-revalidate"),
-                (directives.s_maxage.is_some(), "s-maxage"),
-            ]
-            .into_iter()
-            .find_map(|(is_set, name)| is_set.then_some(name)),
-            is_private: directives.private,
-            stale_if_error: directives.stale_if_error,
-            stale_while_revalidate: directives.stale_while_revalidate,
-        }
+    /// Reads an answer that was asked for at `asked_at` and came at `now`.
+    pub(crate) fn of(headers: &HeaderMap, asked_at: Timestamp, now: Timestamp, terms: &Terms) -> Self {
+        Said::of(headers).facts(headers, asked_at, now, terms)
     }
 
     /// How old it is, this long after it arrived.
@@ -228,12 +178,19 @@ impl Facts {
         self.initial_age.saturating_add(resident)
     }
 
+    /// How long it is fresh yet, or for how long it has not been.
+    fn left(&self, age: Duration) -> Result<Duration, Duration> {
+        match self.lifetime.checked_sub(age) {
+            Some(left) if !left.is_zero() => Ok(left),
+            _ => Err(age.saturating_sub(self.lifetime)),
+        }
+    }
+
     /// Seconds of freshness left; when there are none, at most −1, the age rounded up.
     pub(crate) fn ttl(&self, age: Duration) -> i64 {
-        if age < self.lifetime {
-            i64::try_from((self.lifetime - age).as_secs()).unwrap_or(i64::MAX)
-        } else {
-            overdue(age.saturating_sub(self.lifetime))
+        match self.left(age) {
+            Ok(left) => i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            Err(span) => overdue(span),
         }
     }
 
@@ -246,14 +203,20 @@ impl Facts {
         if asked.no_cache || asked.no_store {
             return Use::Revalidate(if age < self.lifetime { Forward::Request } else { Forward::Stale });
         }
-        if age < self.lifetime {
-            let is_too_old = asked.max_age.is_some_and(|limit| age > limit || limit.is_zero());
-            let ends_too_soon = asked.min_fresh.is_some_and(|least| self.lifetime - age < least);
-            return if is_too_old || ends_too_soon { Use::Revalidate(Forward::Request) } else { Use::Fresh };
-        }
-        let overdue = age - self.lifetime;
+        let overdue = match self.left(age) {
+            Ok(left) => {
+                let is_too_old = asked.max_age.is_some_and(|limit| age > limit || limit.is_zero());
+                let ends_too_soon = asked.min_fresh.is_some_and(|least| left < least);
+                return if is_too_old || ends_too_soon {
+                    Use::Revalidate(Forward::Request)
+                } else {
+                    Use::Fresh
+                };
+            }
+            Err(overdue) => overdue,
+        };
         if self.forbids_stale.is_none() && asked.max_age.is_none_or(|limit| age <= limit) {
-            if asked.max_stale.is_some_and(|limit| limit.is_none_or(|limit| overdue <= limit)) {
+            if asked.max_stale.is_some_and(|limit| overdue <= limit) {
                 return Use::Tolerated;
             }
             if self.stale_while_revalidate.is_some_and(|window| overdue <= window)
@@ -301,18 +264,42 @@ impl Facts {
     }
 }
 
-// === impl Forward ===
+// === impl Said ===
 
-impl Forward {
-    /// Its name in `Cache-Status`.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Bypass => "bypass",
-            Self::Method => "method",
-            Self::UriMiss => "uri-miss",
-            Self::VaryMiss => "vary-miss",
-            Self::Stale => "stale",
-            Self::Request => "request",
+impl Said {
+    fn of(headers: &HeaderMap) -> Self {
+        match ResponseDirectives::parse_targeted(headers, &CDN_CACHE_CONTROL) {
+            Some(directives) => Self { directives, is_targeted: true },
+            None => Self { directives: ResponseDirectives::parse(headers), is_targeted: false },
+        }
+    }
+
+    fn facts(&self, headers: &HeaderMap, asked_at: Timestamp, now: Timestamp, terms: &Terms) -> Facts {
+        let directives = &self.directives;
+        let explicit = if self.is_targeted {
+            directives.s_maxage.filter(|_| terms.is_shared).or(directives.max_age)
+        } else {
+            cache_control::lifetime(directives, headers, terms.is_shared, now)
+        };
+        // Those that name fields count for the whole: what is served without them would be another answer.
+        let no_cache = directives.no_cache.is_present();
+        Facts {
+            lifetime: explicit.unwrap_or(if no_cache { Duration::ZERO } else { terms.ttl }),
+            is_explicit: explicit.is_some(),
+            initial_age: cache_control::initial_age(headers, asked_at, now),
+            came_with_age: headers.contains_key(AGE),
+            no_cache,
+            forbids_stale: [
+                (directives.must_revalidate, "must-revalidate"),
+                (no_cache, "no-cache"),
+                (directives.proxy_revalidate, "proxy-revalidate"),
+                (directives.s_maxage.is_some(), "s-maxage"),
+            ]
+            .into_iter()
+            .find_map(|(is_set, name)| is_set.then_some(name)),
+            is_private: directives.private.is_present(),
+            stale_if_error: directives.stale_if_error,
+            stale_while_revalidate: directives.stale_while_revalidate,
         }
     }
 }
@@ -335,12 +322,14 @@ pub(crate) fn keep(
     status: StatusCode,
     headers: &HeaderMap,
     has_credential: bool,
+    asked_at: Timestamp,
     now: Timestamp,
-    delay: Duration,
     terms: &Terms,
 ) -> Result<Facts, Unkept> {
-    let directives = ResponseDirectives::of(headers);
-    if directives.no_store {
+    let said = Said::of(headers);
+    let directives = &said.directives;
+    // RFC 9111 §5.2.2.3: who knows the status may pass over the `no-store` that is there for others.
+    if directives.no_store && !(terms.keeps_any_status && directives.must_understand && status.is_success()) {
         return Err(Unkept::NoStore);
     }
     if headers.contains_key(SET_COOKIE) {
@@ -348,14 +337,14 @@ pub(crate) fn keep(
     }
     if terms.is_shared {
         let is_opened = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
-        if directives.private || (has_credential && !is_opened) {
+        if directives.private.is_present() || (has_credential && !is_opened) {
             return Err(Unkept::Private);
         }
     }
     if names_any(headers) {
         return Err(Unkept::VaryAny);
     }
-    let facts = Facts::with(&directives, headers, now, delay, terms);
+    let facts = said.facts(headers, asked_at, now, terms);
     let is_kept = match status.as_u16() {
         200 => true,
         206 | 304 | 0..=199 => false,
@@ -369,28 +358,6 @@ pub(crate) fn keep(
 fn overdue(span: Duration) -> i64 {
     let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
     -i64::try_from(seconds.max(1)).unwrap_or(i64::MAX)
-}
-
-/// `Expires` (RFC 9111 §5.3): what is not a date, or stands twice, has expired.
-fn expires_in(headers: &HeaderMap, stated: Timestamp, now: Timestamp) -> Option<Duration> {
-    let mut values = headers.get_all(EXPIRES).iter();
-    let first = values.next()?;
-    if values.next().is_some() {
-        return Some(Duration::ZERO);
-    }
-    let until = date::parse(first.as_bytes().trim_ascii(), now);
-    Some(until.map_or(Duration::ZERO, |until| crate::clock::since(until, stated)))
-}
-
-/// RFC 9111 §4.2.3, with the apparent age in whole seconds, since `Date` has no finer.
-fn initial_age(headers: &HeaderMap, stated: Timestamp, now: Timestamp, delay: Duration) -> Duration {
-    let apparent = now.as_second().saturating_sub(stated.as_second());
-    let apparent = Duration::from_secs(u64::try_from(apparent).unwrap_or(0));
-    let named = headers
-        .get(AGE)
-        .and_then(|age| delta_seconds(members(age.as_bytes()).next()?))
-        .map_or(Duration::ZERO, |seconds| Duration::from_secs(seconds) + delay);
-    apparent.max(named)
 }
 
 /// The fields that `Vary` names. `*` and what is no field name are told by [`names_any`].
@@ -419,11 +386,13 @@ fn names_any(headers: &HeaderMap) -> bool {
 pub(crate) fn is_unchanged(asked: &HeaderMap, stored: &HeaderMap, now: Timestamp) -> bool {
     if asked.contains_key(IF_NONE_MATCH) {
         let tag = stored.get(ETAG).map(HeaderValue::as_bytes);
-        return asked.get_all(IF_NONE_MATCH).iter().flat_map(|line| members(line.as_bytes())).any(|member| {
-            member == b"*" || tag.is_some_and(|tag| is_same_tag(member, tag))
-        });
+        return asked
+            .get_all(IF_NONE_MATCH)
+            .iter()
+            .flat_map(|line| members(line.as_bytes()))
+            .any(|member| member == b"*" || tag.is_some_and(|tag| is_same_tag(member, tag)));
     }
-    let date_of = |value: &HeaderValue| date::parse(value.as_bytes().trim_ascii(), now);
+    let date_of = |value: &HeaderValue| date::parse(value.as_bytes(), now);
     let Some(since) = asked.get(IF_MODIFIED_SINCE).and_then(date_of) else { return false };
     stored.get(LAST_MODIFIED).or_else(|| stored.get(DATE)).and_then(date_of).is_some_and(|at| at <= since)
 }

@@ -69,9 +69,9 @@ impl Refusals {
             return false;
         }
         let token = token();
-        self.partitions().get(&partition).is_some_and(|refused| {
-            refused.tokens.contains(&token) || refused.keys.contains(&(token, *key))
-        })
+        self.partitions()
+            .get(&partition)
+            .is_some_and(|refused| refused.tokens.contains(&token) || refused.keys.contains(&(token, *key)))
     }
 
     /// The upstream refused this token: with a key, that key; without, altogether.

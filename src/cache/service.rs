@@ -5,26 +5,25 @@
 //! sense, and ends with the answer, a stale copy, or the error.
 
 use super::Cache;
-use super::answer::Why;
+use super::answer::{Why, may_stand_in};
 use super::entry::{Asked, Entry};
 use super::fetch::{self, Errand};
 use super::flight::{Fill, Flight, FlightKey, Landing, Led, Outcome, Role};
 use super::invalidate::Names;
 use super::key::{self, Key};
-use super::policy::{Ask, Forward, Terms, Use};
+use super::policy::{Ask, Terms, Use};
 use crate::config::raw::Profile;
 use crate::context::{BoxFuture, Credential, Lane, RequestContext, Upstream, is_safe};
 use crate::error::ProxyError;
 use crate::http::Body;
-use crate::http::cache_status::CacheStatus;
+use crate::http::cache_status::{Forward, Member};
 use crate::http::delivery::{self, Class, Delivery};
-use crate::http::headers::{
-    self, CACHE_STATUS, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, X_REQUEST_ID,
-};
+use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, X_REQUEST_ID};
 use crate::ids::PartitionId;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, HOST, IF_MATCH,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, TRANSFER_ENCODING, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, HOST,
+    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE,
+    TRANSFER_ENCODING, USER_AGENT,
 };
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
@@ -175,7 +174,9 @@ impl Read {
             let mut headers = self.headers.clone();
             headers::strip_hop_by_hop(&mut headers);
             headers::strip_seawall_request(&mut headers);
-            for name in [AUTHORIZATION, CONTENT_LENGTH, HOST, IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
+            for name in
+                [AUTHORIZATION, CONTENT_LENGTH, HOST, IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE]
+            {
                 headers.remove(name);
             }
             headers
@@ -235,8 +236,7 @@ impl Cache {
         }
         let context = context.clone();
         let (parts, _) = request.into_parts();
-        let target =
-            parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let settings = &context.config.settings;
         let key = key::of(
             &key::Parts {
@@ -275,11 +275,11 @@ impl Cache {
                 Some(entry) => {
                     let now = self.now();
                     let age = entry.facts.age(entry.confirmed.since(&now));
-                    let is_outdated = entry.confirmed.is_ahead_of(&now)
-                        || self.marks.is_outdated(entry.names, entry.began);
+                    let is_outdated =
+                        entry.confirmed.is_ahead_of(&now) || self.marks.is_outdated(entry.names, entry.began);
                     match entry.facts.judge(age, is_outdated, &read.ask) {
                         Use::Fresh => return Look::Done(self.fresh(read, entry, &now)),
-                        Use::Tolerated if self.may_stand_in(read, entry, Why::TOLERATED, &now).is_ok() => {
+                        Use::Tolerated if may_stand_in(read, entry, Why::TOLERATED, &now).is_ok() => {
                             return Look::Done(self.stale(read, entry, Why::TOLERATED, &now));
                         }
                         Use::WhileRevalidating if !read.ask.directives.only_if_cached => {
@@ -305,10 +305,8 @@ impl Cache {
     /// Refreshes a copy in the background, unless it is being refreshed, or too many are.
     fn refresh(self: &Arc<Self>, upstream: &Upstream, mut read: Read, entry: Arc<Entry>) {
         let Ok(permit) = self.refreshes.clone().try_acquire_owned() else { return };
-        let key = FlightKey {
-            key: read.key,
-            token: self.refusals.token(&read.context.identity().credential),
-        };
+        let key =
+            FlightKey { key: read.key, token: self.refusals.token(&read.context.identity().credential) };
         read.is_head = false;
         let names = self.names(&read);
         let began = self.marks.moment();
@@ -384,10 +382,7 @@ async fn forward(
     found: Found,
 ) -> Result<Response<Body>, ProxyError> {
     let arrived = Instant::now();
-    let key = FlightKey {
-        key: read.key,
-        token: cache.refusals.token(&read.context.identity().credential),
-    };
+    let key = FlightKey { key: read.key, token: cache.refusals.token(&read.context.identity().credential) };
     let names = cache.names(&read);
     let began = cache.marks.moment();
     let may_keep = !read.ask.directives.no_store;
@@ -418,9 +413,10 @@ async fn forward(
         },
     };
     let mut fill = Fill::new(fetch::run(cache.clone(), upstream, errand(landing)), &cache.tasks);
-    let copy = found.entry.as_deref().filter(|entry| {
-        cache.may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok()
-    });
+    let copy = found
+        .entry
+        .as_deref()
+        .filter(|entry| may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
     match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
         Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, &found, outcome, false),
         Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, &found, response)),
@@ -439,9 +435,8 @@ async fn join(
     flight: &Flight,
     arrived: Instant,
 ) -> Option<Result<Response<Body>, ProxyError>> {
-    let copy = found.entry.as_deref().filter(|entry| {
-        cache.may_stand_in(read, entry, Why::TOO_SLOW, &cache.now()).is_ok()
-    });
+    let copy =
+        found.entry.as_deref().filter(|entry| may_stand_in(read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
     let mut landed = std::pin::pin!(flight.landed());
     let mut is_joined = true;
     loop {
@@ -515,8 +510,7 @@ where
 
 fn tell_passed(mut response: Response<Body>, forward: Forward, is_ours: bool) -> Response<Body> {
     if !is_ours {
-        let said = CacheStatus::forwarded(forward.as_str()).value();
-        response.headers_mut().append(CACHE_STATUS, said);
+        Member::forwarded(forward).append_to(response.headers_mut());
         response.headers_mut().insert(SEAWALL_SOURCE, HeaderValue::from_static("upstream"));
     }
     response
