@@ -13,13 +13,13 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::raw::Profile;
 use crate::config::{Diagnostics, Live, ReloadReport, Snapshot};
-use crate::context::{Credential, GroupHealth, Pending, PendingWrites, Settled, SettledWrite, Upstream};
+use crate::context::{Credential, GroupHealth, Pending, PendingWrites, Settled, Upstream};
 use crate::event;
 use crate::flexport::links::Bases;
 use crate::front::{AuthLayer, ContextLayer, Identifier, LimitsLayer, TraceLayer};
 use crate::ids::PartitionId;
 use crate::limit::LimitLayer;
-use crate::queue::{Queue, QueueLayer};
+use crate::queue::{self, Queue, QueueLayer};
 use crate::server::{Drain, Limits, Listener, LocalLayer, bind};
 use crate::stack;
 use crate::store::{DataLock, Given, Keys, Options, SledStore, Store, watermark};
@@ -62,8 +62,11 @@ pub enum StartError {
     Failed(String),
 }
 
-/// Whoever is made later: cache and queue know each other only through this.
+/// Whoever is made later: the cache asks the queue, which is made after it.
 struct Late<T>(OnceLock<Arc<T>>);
+
+/// How the breakers see the upstream, for the cache.
+struct Health(Arc<Breakers>);
 
 /// What the active probes ask.
 struct ProbeTarget {
@@ -116,7 +119,7 @@ impl App {
             &groups,
             Some(data_dir.join("overrides.json")),
             clock,
-            metrics.clone(),
+            &metrics,
             bus.clone(),
         );
 
@@ -135,32 +138,32 @@ impl App {
 
         let late_queue: Arc<Late<Queue>> = Arc::new(Late(OnceLock::new()));
         let cache = Cache::new(
-            &snapshot,
+            settings,
             clock,
-            metrics.clone(),
+            &metrics,
             tasks.clone(),
             late_queue.clone(),
-            breakers.clone() as Arc<dyn GroupHealth>,
+            Arc::new(Health(breakers.clone())) as Arc<dyn GroupHealth>,
         );
 
-        let store = if is_strict || !settings.queue.enabled { None } else { open_store(&snapshot, &keys, &data_dir).await? };
+        let opened =
+            if is_strict || !settings.queue.enabled { None } else { Some(open_store(&snapshot, &keys, &data_dir).await?) };
+        let (store, is_rolled_back) = opened.map_or((None, false), |(store, is)| (Some(store), is));
         let queue = match &store {
             Some(store) => {
                 let current = config.clone();
-                let queue = Queue::open(
-                    store.clone(),
-                    keys.clone(),
-                    Arc::new(move || current.current()),
-                    upstream.clone(),
-                    cache.clone() as Arc<dyn Settled>,
-                    breakers.changes(),
+                let parts = queue::Parts {
+                    store: store.clone(),
+                    config: Arc::new(move || current.current()),
+                    upstream: upstream.clone(),
+                    settled: cache.clone() as Arc<dyn Settled>,
+                    changes: breakers.changes(),
                     clock,
-                    metrics.clone(),
-                    bus.clone(),
-                    tasks.clone(),
-                )
-                .await
-                .map_err(|error| StartError::Failed(format!("the write queue cannot be read: {error}")))?;
+                    metrics: metrics.clone(),
+                    bus: bus.clone(),
+                    tasks: tasks.clone(),
+                };
+                let queue = Queue::open(parts).await.map_err(|error| StartError::Failed(error.to_string()))?;
                 let _ = late_queue.0.set(queue.clone());
                 Some(queue)
             }
@@ -174,7 +177,7 @@ impl App {
             ContextLayer::new(Arc::new(move || current.current())),
             TraceLayer::new(metrics.clone(), &groups),
             LimitsLayer::new(is_draining.clone()),
-            AuthLayer::new(Arc::new(Identifier::new(&keys.hmac(b"partition", b"")))),
+            AuthLayer::new(Arc::new(Identifier::new(&keys.hmac("partition", b"")))),
             LocalLayer::new(queue.clone(), breakers.clone(), cache.clone()),
             cache.clone(),
             upstream.clone(),
@@ -247,7 +250,7 @@ impl App {
         self.data_drain.begin();
         let mut left = self.data_drain.ended(grace).await;
         if let Some(queue) = &self.queue {
-            queue.drain(Duration::from_secs(5)).await;
+            queue.drain(tokio::time::Instant::now()).await;
         }
         if left > 0 {
             // The callers of the writes that were just made durable get their answer before the exit.
@@ -337,7 +340,7 @@ async fn open_store(
     snapshot: &Snapshot,
     keys: &Arc<Keys>,
     dir: &Path,
-) -> Result<Option<(Arc<dyn Store>, bool)>, StartError> {
+) -> Result<(Arc<dyn Store>, bool), StartError> {
     let path: PathBuf = dir.join("queue");
     let store = &snapshot.settings.store;
     let min_free_bytes = if store.min_free.0 == 0 { watermark(dir) } else { store.min_free.0 };
@@ -351,7 +354,7 @@ async fn open_store(
     if let Some(why) = report.ephemeral {
         tracing::warn!(folder = %dir.display(), "queued writes will not outlive this machine or container: {why}; mount a volume");
     }
-    Ok(Some((Arc::new(store) as Arc<dyn Store>, report.is_rolled_back())))
+    Ok((Arc::new(store) as Arc<dyn Store>, report.is_rolled_back()))
 }
 
 fn spawn_breaker_ticks(tasks: &Tasks, breakers: Arc<Breakers>) {
@@ -401,11 +404,9 @@ impl PendingWrites for Late<Queue> {
     }
 }
 
-impl Settled for Late<Cache> {
-    fn settled(&self, write: &SettledWrite) {
-        if let Some(cache) = self.0.get() {
-            cache.settled(write);
-        }
+impl GroupHealth for Health {
+    fn shows_failures(&self, group: &str) -> bool {
+        self.0.shows_failures(group)
     }
 }
 

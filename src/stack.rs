@@ -5,7 +5,7 @@
 //! Upstream = links → breaker → limiter → attempt → client
 //! ```
 
-use crate::breaker::{BreakerLayer, Breakers};
+use crate::breaker::{self, Breakers};
 use crate::cache::{Cache, CacheLayer};
 use crate::context::{Call, Inner, RequestContext, Upstream, UpstreamRequest};
 use crate::flexport::links::Bases;
@@ -33,7 +33,7 @@ pub fn upstream(
             // Outermost, on the way in: what cache, tickets and callers hold is rewritten once.
             .layer(LinksLayer::new(bases))
             // Fails fast before waiting for a slot; its permits live until the upstream's body has ended.
-            .layer(BreakerLayer::new(breakers))
+            .layer(breaker::Layer::new(breakers))
             // Inside the breaker, since an open one must not use slots.
             .layer(limit)
             // Time limits, credentials, and the durable step right before the first byte.

@@ -92,7 +92,7 @@ pub(super) async fn set(
     let before = states(&admin, &scope);
     let changed = admin
         .breakers
-        .set_override(&scope, mode, wanted.reason.clone(), ttl, actor.clone(), is_dry_run)
+        .set_override(&scope, mode, &wanted.reason, ttl, &actor, is_dry_run)
         .await
         .map_err(|error| refused(&admin, &scope, &error))?;
     if !is_dry_run {
@@ -123,7 +123,7 @@ pub(super) async fn clear(
     let before = states(&admin, &scope);
     let changed = admin
         .breakers
-        .clear_override(&scope, reason.clone(), actor.clone(), is_dry_run)
+        .clear_override(&scope, Some(&reason), &actor, is_dry_run)
         .await
         .map_err(|error| refused(&admin, &scope, &error))?;
     if !is_dry_run {
@@ -151,7 +151,8 @@ fn states(admin: &Admin, scope: &str) -> String {
 fn refused(admin: &Admin, scope: &str, error: &OverrideError) -> Problem {
     match error {
         OverrideError::UnknownScope(_) => unknown(admin, scope),
-        other => Problem::new(StatusCode::INSUFFICIENT_STORAGE, other.to_string()),
+        OverrideError::Reason => Problem::bad(error.to_string()),
+        OverrideError::NotDurable(_) => Problem::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
     }
 }
 

@@ -62,6 +62,13 @@ pub(super) fn seconds(seconds: f64) -> String {
     crate::config::raw::Span(std::time::Duration::from_secs(seconds.max(0.0) as u64)).to_string()
 }
 
+/// Waits a second, between two looks of `--watch`.
+pub(super) fn pause() {
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() {
+        runtime.block_on(tokio::time::sleep(std::time::Duration::from_secs(1)));
+    }
+}
+
 /// Asks a yes-or-no question; without a terminal the answer is no.
 pub(super) fn confirm(question: &str) -> bool {
     if !std::io::stdin().is_terminal() {
