@@ -25,7 +25,7 @@ use crate::http::headers::{
 };
 use http::header::{
     AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    EXPIRES,
+    EXPIRES, RETRY_AFTER,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
@@ -193,10 +193,7 @@ impl Cache {
                 Ok(response)
             }
             Outcome::Answer(Answer::Passed(passed)) => {
-                let delivery = delivery::of_answer(
-                    passed.status,
-                    passed.headers.contains_key(http::header::RETRY_AFTER),
-                );
+                let delivery = delivery::of_answer(passed.status, passed.headers.contains_key(RETRY_AFTER));
                 if delivery.is_outage()
                     && let Some(response) =
                         self.stand_in(read, found, Why::of_status(passed.status, delivery), &now)
@@ -228,10 +225,16 @@ impl Cache {
         }
     }
 
-    /// A long answer, on its way.
+    /// A long answer, on its way; or the copy, when it tells of an outage at length.
     pub(crate) fn streamed(&self, read: &Read, found: &Found, response: Response<Body>) -> Response<Body> {
-        let said = Member::forwarded(found.forward).forward_status(response.status());
-        self.passed(read, response, said)
+        let status = response.status();
+        let delivery = delivery::of_answer(status, response.headers().contains_key(RETRY_AFTER));
+        if delivery.is_outage()
+            && let Some(copy) = self.stand_in(read, found, Why::of_status(status, delivery), &self.now())
+        {
+            return copy;
+        }
+        self.passed(read, response, Member::forwarded(found.forward).forward_status(status))
     }
 
     /// Refuses a read that may only be answered from a copy (RFC 9111 §5.2.1.7).

@@ -1110,6 +1110,12 @@ async fn long_answers_stream_through() {
     assert_eq!(world.cache.stats().entries, 0);
     assert_eq!(world.get("/shipments").send().await.body, "12345678");
     assert_eq!(world.cache.stats().entries, 1);
+    world
+        .plan([answer(503, &[], "an outage, told at length"), answer(503, &[], "an outage, told at length")]);
+    let got = world.get("/shipments").send().await;
+    got.says("stale", "seawall; fwd=stale; fwd-status=503; ttl=-1; detail=stale-if-error");
+    assert_eq!(got.body, "12345678");
+    assert_eq!(world.get("/ports").send().await.body, "an outage, told at length");
 }
 
 #[tokio::test(start_paused = true)]
