@@ -13,13 +13,13 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::raw::Profile;
 use crate::config::{Diagnostics, Live, ReloadReport, Snapshot};
-use crate::context::{Credential, GroupHealth, Pending, PendingWrites, Settled, Upstream};
+use crate::context::{BoxFuture, Credential, GroupHealth, Pending, PendingWrites, Settled, Upstream};
 use crate::event;
 use crate::flexport::links::Bases;
 use crate::front::{AuthLayer, ContextLayer, Identifier, LimitsLayer, TraceLayer};
 use crate::ids::PartitionId;
 use crate::limit::LimitLayer;
-use crate::queue::{self, Queue, QueueLayer};
+use crate::queue::{self, Queue};
 use crate::server::{Drain, Limits, Listener, LocalLayer, bind};
 use crate::stack;
 use crate::store::{DataLock, Given, Keys, Options, SledStore, Store, watermark};
@@ -181,7 +181,7 @@ impl App {
             LocalLayer::new(queue.clone(), breakers.clone(), cache.clone()),
             cache.clone(),
             upstream.clone(),
-            stack::writes(queue.clone().map(QueueLayer::new), upstream.clone()),
+            stack::writes(queue.as_ref().map(Queue::layer), upstream.clone()),
         );
         let admin = admin::service(Admin {
             config: config.clone(),
@@ -421,11 +421,17 @@ impl upstream::Target for ProbeTarget {
         self.breakers.needs_probe(group)
     }
 
-    fn credential(&self, group: &str) -> Credential {
+    fn credential(&self, group: &'static str) -> BoxFuture<Credential> {
         let config = self.config.current();
         if config.settings.credentials.mode == crate::config::raw::CredentialMode::Inject {
-            return Credential::Alias(config.settings.credentials.default.as_str().into());
+            return Box::pin(std::future::ready(Credential::Alias(config.settings.credentials.default.as_str().into())));
         }
-        self.queue.as_ref().and_then(|queue| queue.oldest_credential(group)).unwrap_or(Credential::None)
+        let queue = self.queue.clone();
+        Box::pin(async move {
+            match queue {
+                Some(queue) => queue.oldest_credential(group).await.unwrap_or(Credential::None),
+                None => Credential::None,
+            }
+        })
     }
 }

@@ -101,8 +101,7 @@ impl<S> Limits<S> {
         if !request.uri().path().starts_with('/') && request.uri().path() != "*" {
             return bad("target", "the request target must be a path, such as /shipments");
         }
-        headers::validate_request(request.version(), request.headers(), request.uri())
-            .map_err(|error| ProxyError::BadRequest { field: error.field, message: error.message })?;
+        headers::validate_request(request.version(), request.headers(), request.uri())?;
         let fields = request.headers();
         if fields.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
             return bad("Expect", "only 100-continue is understood");

@@ -83,7 +83,7 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let mut response = answer.await?;
-            in_flight.is_answered = true;
+            in_flight.answered();
             let fields = response.headers_mut();
             fields.insert(headers::X_REQUEST_ID.clone(), context.request_id.clone());
             fields.insert(headers::TRACEPARENT.clone(), context.traceparent.clone());
@@ -136,6 +136,11 @@ impl InFlight {
     fn new(metrics: Arc<Metrics>) -> Self {
         metrics.requests_in_flight.inc();
         Self { metrics, is_answered: false }
+    }
+
+    /// A method, so that a task that calls it owns the whole guard and not a copy of its flag.
+    fn answered(&mut self) {
+        self.is_answered = true;
     }
 }
 

@@ -76,6 +76,7 @@ where
             return Box::pin(self.inner.call(request));
         }
         let parts = self.parts.clone();
+        let request = request.map(drop);
         Box::pin(async move {
             let mut response = parts.answer(&request).await?;
             let fields = response.headers_mut();
@@ -89,7 +90,7 @@ where
 // === impl Parts ===
 
 impl Parts {
-    async fn answer(&self, request: &Request<Body>) -> Result<Response<Body>, ProxyError> {
+    async fn answer(&self, request: &Request<()>) -> Result<Response<Body>, ProxyError> {
         let context = RequestContext::of(request);
         let path = request.uri().path();
         let segments: Vec<&str> = path[PREFIX.len()..].trim_end_matches('/').split('/').collect();
@@ -170,7 +171,7 @@ fn parse(id: &str) -> Result<WriteId, ProxyError> {
     id.parse().map_err(|_| ProxyError::NotFound("there is no such ticket".to_owned()))
 }
 
-fn wait(request: &Request<Body>) -> Result<Option<Duration>, ProxyError> {
+fn wait(request: &Request<()>) -> Result<Option<Duration>, ProxyError> {
     let query = request.uri().query().unwrap_or_default();
     let Some(text) = query.split('&').find_map(|pair| pair.strip_prefix("wait=")) else { return Ok(None) };
     let seconds: u64 = text.parse().map_err(|_| ProxyError::BadRequest {

@@ -5,7 +5,7 @@
 //! as a read probe where the breaker is half-open, and trips or closes nothing against real traffic.
 
 use crate::config::Snapshot;
-use crate::context::{Call, Credential, Lane, Upstream, UpstreamRequest};
+use crate::context::{BoxFuture, Call, Credential, Lane, Upstream, UpstreamRequest};
 use crate::flexport::routes::PROBES;
 use crate::http::Body;
 use http::{HeaderValue, Method, Request, header};
@@ -23,7 +23,7 @@ pub trait Target: Send + Sync + 'static {
     /// Whether a read of this group would help its breakers (not closed, and their wait has passed).
     fn needs_probe(&self, group: &str) -> bool;
     /// As whom to ask: the alias, or in passthrough that of the oldest queued record of the group.
-    fn credential(&self, group: &str) -> Credential;
+    fn credential(&self, group: &'static str) -> BoxFuture<Credential>;
 }
 
 /// How often the groups are looked at.
@@ -49,11 +49,11 @@ pub async fn run(target: Arc<dyn Target>, upstream: Upstream, cancel: Cancellati
                 continue;
             }
             last.insert(group, Instant::now());
-            let call = call(&config, path, target.credential(group));
-            let upstream = upstream.clone();
+            let credential = target.credential(group);
+            let (config, upstream) = (config.clone(), upstream.clone());
             // Detached: a probe that hangs must not keep the other groups waiting. It ends by its own limits.
             tokio::spawn(async move {
-                let result = upstream.oneshot(call).await;
+                let result = upstream.oneshot(call(&config, path, credential.await)).await;
                 let outcome = match result {
                     Ok(response) => {
                         let status = response.status();
