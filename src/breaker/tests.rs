@@ -3,14 +3,12 @@
 use super::*;
 use crate::clock::Clock;
 use crate::config::{Settings, Snapshot, raw};
-use crate::context::{
-    AttemptObserver, AttemptOutcome, BodyEnd, Call, Credential, Lane, UpstreamRequest,
-};
+use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd, Call, Credential, Lane, UpstreamRequest};
 use crate::error::ProxyError;
 use crate::event::{Bus, Event, Kind};
 use crate::flexport::routes::{self, RoutePolicy, RouteTable};
-use crate::http::delivery::{self, Delivery, Doubt, Unsent};
 use crate::http::Body;
+use crate::http::delivery::{self, Delivery, Doubt, Unsent};
 use crate::telemetry::{Metrics, ScopeLabels};
 use http::{Method, Request, Response, StatusCode};
 use std::collections::HashMap;
@@ -483,7 +481,9 @@ async fn hung_probes_wedge_nothing_even_when_nobody_ticks() {
     world.open_reads();
     world.after_open_wait().await;
     let hung: Vec<_> = (0..3).map(|_| world.read().unwrap()).collect();
-    hung.iter().for_each(|permits| permits.began());
+    for permits in &hung {
+        permits.began();
+    }
     advance(secs(35)).await;
     // Asking finds them overdue: three failures, open again.
     refused(world.read());
@@ -1087,11 +1087,7 @@ async fn every_transition_is_told_on_the_bus_and_to_those_who_wait() {
         .collect();
     assert_eq!(
         told,
-        [
-            "shipments:read closed open",
-            "shipments:read open half_open",
-            "shipments:read half_open ramping"
-        ]
+        ["shipments:read closed open", "shipments:read open half_open", "shipments:read half_open ramping"]
     );
     assert_eq!(*changes.borrow(), 3);
 }
@@ -1116,7 +1112,8 @@ type Handler = fn(UpstreamRequest) -> Result<Response<Body>, ProxyError>;
 fn service(
     world: &World,
     handler: Handler,
-) -> (impl Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError> + Clone, Arc<AtomicUsize>) {
+) -> (impl Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError> + Clone, Arc<AtomicUsize>)
+{
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
     let inner = tower::service_fn(move |request: UpstreamRequest| {
