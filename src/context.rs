@@ -186,6 +186,12 @@ pub trait PendingWrites: Send + Sync {
     fn pending(&self, partition: PartitionId, path: &str) -> Option<Pending>;
 }
 
+/// Asked by the cache: how the upstream does, as the breakers see it.
+pub trait GroupHealth: Send + Sync {
+    /// Whether calls of this group fail at this time, so that a caller with a copy at hand need not wait long.
+    fn shows_failures(&self, group: &str) -> bool;
+}
+
 /// Unsettled writes of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
