@@ -60,6 +60,10 @@ impl World {
             admin_token: None,
             store_key: None,
             generation: 1,
+            source: None,
+            files: Vec::new(),
+            warnings: Vec::new(),
+            origins: Arc::default(),
         });
         let groups = config.routes.groups();
         let breakers = Breakers::new(settings, 128, secs(30), &groups, path, clock, &metrics, bus.clone());
