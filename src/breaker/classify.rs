@@ -155,10 +155,18 @@ mod tests {
     #[test]
     fn answers() {
         for status in [200, 201, 204, 301, 304, 404, 409, 410, 412, 422] {
-            assert_eq!(answered(status, 1, BodyEnd::Complete), (Verdict::Success, Verdict::Success), "{status}");
+            assert_eq!(
+                answered(status, 1, BodyEnd::Complete),
+                (Verdict::Success, Verdict::Success),
+                "{status}"
+            );
         }
         for status in [400, 401, 403, 405, 413, 421, 425, 429, 501, 505, 511] {
-            assert_eq!(answered(status, 1, BodyEnd::Complete), (Verdict::Answer, Verdict::Success), "{status}");
+            assert_eq!(
+                answered(status, 1, BodyEnd::Complete),
+                (Verdict::Answer, Verdict::Success),
+                "{status}"
+            );
         }
         for status in [408, 500, 502, 503, 504, 507, 599] {
             let expected = (failure(Fault::Status(status)), Verdict::Success);

@@ -7,13 +7,13 @@
 //!
 //! What must never happen, and what prevents it:
 //! * *a half-open breaker that stays half-open*: each probe has a deadline after which its slot is free and it counts
-//!   as a failure; a permit that is dropped frees its slot ([`word`]);
+//!   as a failure; a permit that is dropped frees its slot (`word`);
 //! * *a half-open breaker that lets a flood through*: one compare-and-swap takes a slot, of which there are three,
 //!   and what follows is a ramp;
 //! * *an outcome that counts for a state it does not belong to*: each transition and each override begins a
 //!   generation, and what carries an older one touches nothing;
-//! * *a wrong verdict*: one table ([`classify`]), a `match` over all of `Delivery`;
-//! * *a forced state that vanishes*: overrides are on the disk before they are acknowledged ([`overrides`]).
+//! * *a wrong verdict*: one table (`classify`), a `match` over all of `Delivery`;
+//! * *a forced state that vanishes*: overrides are on the disk before they are acknowledged (`overrides`).
 //!
 //! On the hot path there is no lock and no allocation per breaker. Transitions are rare and take a lock. A refusal
 //! costs microseconds and is never recorded as an outcome.

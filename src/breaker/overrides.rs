@@ -7,11 +7,12 @@
 //! act on nothing.
 
 use super::word::Mode;
+use crate::store::fs::durable_write_file;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 /// An operator's word on one breaker.
@@ -87,19 +88,7 @@ pub(super) fn load(path: &Path) -> Result<Book, String> {
 /// Makes the book durable.
 pub(super) fn save(path: &Path, book: Book) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(&File { version: VERSION, overrides: book })?;
-    write_durably(path, &text)
-}
-
-/// Replaces a file so that after a crash either the old or the new content is there, and after the return the new.
-fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let beside = path.with_extension("json.tmp");
-    let mut file = fs::File::create(&beside)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&beside, path)?;
-    fs::File::open(folder)?.sync_all()
+    durable_write_file(path, &text)
 }
 
 #[cfg(test)]

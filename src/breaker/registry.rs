@@ -19,6 +19,7 @@ use crate::config::raw;
 use crate::context::{Call, Lane};
 use crate::error::ProxyError;
 use crate::event::{self, Kind as EventKind};
+use crate::flexport::routes::WriteClass;
 use crate::telemetry::Metrics;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
@@ -75,7 +76,10 @@ const GLOBAL: &str = "global";
 impl Breakers {
     /// Breakers for these groups. The overrides of an earlier run are read from the path, and without one are kept
     /// in memory only.
-    #[expect(clippy::too_many_arguments, reason = "each is a different part of the world; called in one place")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a different part of the world; called in one place"
+    )]
     pub fn new(
         settings: &raw::Breaker,
         limiter_max: u32,
@@ -163,7 +167,7 @@ impl Breakers {
     pub fn admit(&self, call: &Call) -> Result<CallPermits, ProxyError> {
         let now = self.shared.now();
         let ask = Ask {
-            creates: !call.is_read && call.route.queue.class.is_some_and(|class| class.creates()),
+            creates: !call.is_read && call.route.queue.class.is_some_and(WriteClass::creates),
             is_active_probe: call.lane == Lane::Probe,
         };
         let group = self.groups.get(&call.route.group);
@@ -357,8 +361,7 @@ impl Breakers {
         let scopes = if scope == ALL {
             self.all.clone()
         } else {
-            let scope =
-                self.get_scope(scope).ok_or_else(|| OverrideError::UnknownScope(scope.to_owned()))?;
+            let scope = self.get_scope(scope).ok_or_else(|| OverrideError::UnknownScope(scope.to_owned()))?;
             vec![scope.clone()]
         };
         let change = Change { scopes, set, reason: reason.to_owned(), actor: actor.to_owned() };
@@ -417,9 +420,7 @@ impl std::fmt::Debug for Breakers {
 
 fn refusal(scope: &Scope, refused: Refusal) -> ProxyError {
     match refused {
-        Refusal::Open(retry_after) => {
-            ProxyError::BreakerOpen { scope: scope.name.to_string(), retry_after }
-        }
+        Refusal::Open(retry_after) => ProxyError::BreakerOpen { scope: scope.name.to_string(), retry_after },
         Refusal::Ramp => ProxyError::Overloaded { what: "ramp" },
     }
 }

@@ -247,7 +247,9 @@ impl Scope {
             let word = self.cell.load();
             let step = match word.mode() {
                 Mode::Auto => self.ask(word, now, ask, &tuning),
-                Mode::Observe | Mode::ForcedClosed | Mode::ForcedOpen if self.lift_if_over(now) => Step::Again,
+                Mode::Observe | Mode::ForcedClosed | Mode::ForcedOpen if self.lift_if_over(now) => {
+                    Step::Again
+                }
                 Mode::ForcedOpen => Step::Refuse(Refusal::Open(self.forced_retry(now))),
                 Mode::Observe | Mode::ForcedClosed => match self.ask(word, now, ask, &tuning) {
                     Step::AdmitWithin(_) => Step::Admit(Kind::Normal),
@@ -363,7 +365,9 @@ impl Scope {
     /// When it makes sense to ask a breaker that is not closed again.
     pub(super) fn retry_hint(&self, now: At) -> Duration {
         match self.state() {
-            State::Open => Duration::from_millis(elapsed(self.open_until.load(Ordering::Acquire), now)).max(SOON),
+            State::Open => {
+                Duration::from_millis(elapsed(self.open_until.load(Ordering::Acquire), now)).max(SOON)
+            }
             State::Closed | State::Ramping | State::HalfOpen => SOON,
         }
     }
@@ -460,7 +464,9 @@ impl Scope {
 
     /// A 503 may say how long it will last.
     fn heed(&self, verdict: Verdict, retry_after: Option<Duration>, now: At) {
-        if let (Verdict::Failure { fault: Fault::Status(503), is_slow: _ }, Some(wait)) = (verdict, retry_after) {
+        if let (Verdict::Failure { fault: Fault::Status(503), is_slow: _ }, Some(wait)) =
+            (verdict, retry_after)
+        {
             self.not_before.fetch_max(now.saturating_add(state::millis(wait)), Ordering::AcqRel);
         }
     }
@@ -505,11 +511,10 @@ impl Scope {
             }
         }
         let last_bad = self.last_bad.load(Ordering::Acquire);
-        if last_bad != 0 && elapsed(now, last_bad) < tuning.window() {
-            if let Some(cause) = state::trips(self.window.counts(number), row, &tuning) {
-                self.trip(word, now, cause);
-                return;
-            }
+        let is_bad_inside = last_bad != 0 && elapsed(now, last_bad) < tuning.window();
+        if is_bad_inside && let Some(cause) = state::trips(self.window.counts(number), row, &tuning) {
+            self.trip(word, now, cause);
+            return;
         }
         if is_ramping {
             self.judge_ramp(word, now, &tuning);
@@ -727,8 +732,7 @@ impl Scope {
     fn would_open(&self, now: At, cause: Cause) {
         let before = self.observed.load(Ordering::Acquire);
         let is_due = before == 0 || elapsed(now, before) >= self.shared.tuning.load().window();
-        if is_due
-            && self.observed.compare_exchange(before, now, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        if is_due && self.observed.compare_exchange(before, now, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
             self.forget();
             tracing::warn!(scope = %self.name, %cause, "breaker would have opened");

@@ -14,8 +14,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tower::util::{Oneshot, ServiceExt};
 use tower::Service;
+use tower::util::{Oneshot, ServiceExt};
 
 /// The service.
 #[derive(Clone, Debug)]

@@ -295,14 +295,20 @@ pub(super) fn ramp_cap(elapsed: u64, tuning: &Tuning) -> u32 {
 
 /// What a ramp's counts decide. `quiet` is the time since its beginning or its last failure. Ten failing calls mean
 /// a relapse only where they are a quarter of all: a busy route always has some.
-pub(super) fn ramped(successes: u32, failures: u32, elapsed: u64, quiet: u64, tuning: &Tuning) -> Option<Verdict> {
+pub(super) fn ramped(
+    successes: u32,
+    failures: u32,
+    elapsed: u64,
+    quiet: u64,
+    tuning: &Tuning,
+) -> Option<Verdict> {
     let is_mostly_well = u64::from(failures) * 3 < u64::from(successes);
     if failures >= RAMP_FAILURES && !is_mostly_well {
         let calls = successes.saturating_add(failures);
         return Some(Verdict::Reopen(Cause::Relapse { failures, calls }));
     }
-    let is_over = elapsed >= tuning.ramp
-        && ((successes >= RAMP_SUCCESSES && is_mostly_well) || quiet >= RAMP_QUIET);
+    let is_over =
+        elapsed >= tuning.ramp && ((successes >= RAMP_SUCCESSES && is_mostly_well) || quiet >= RAMP_QUIET);
     is_over.then_some(Verdict::Pass(Cause::RampOver))
 }
 
@@ -387,7 +393,9 @@ impl fmt::Display for Cause {
                 write!(f, "{} of {} calls failed in the window", counts.failures, counts.calls)
             }
             Self::Row { count, span } => write!(f, "{count} calls failed in a row within {}", seconds(*span)),
-            Self::Slow(counts) => write!(f, "{} of {} calls in the window were slow", counts.slow, counts.calls),
+            Self::Slow(counts) => {
+                write!(f, "{} of {} calls in the window were slow", counts.slow, counts.calls)
+            }
             Self::Everywhere { groups, counts } => {
                 let Counts { calls, failures, slow: _ } = counts;
                 write!(f, "{failures} of {calls} calls failed, in {groups} groups at once")

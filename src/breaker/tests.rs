@@ -3,14 +3,12 @@
 use super::*;
 use crate::clock::Clock;
 use crate::config::{Settings, Snapshot, raw};
-use crate::context::{
-    AttemptObserver, AttemptOutcome, BodyEnd, Call, Credential, Lane, UpstreamRequest,
-};
+use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd, Call, Credential, Lane, UpstreamRequest};
 use crate::error::ProxyError;
 use crate::event::{Bus, Event, Kind};
 use crate::flexport::routes::{self, RoutePolicy, RouteTable};
-use crate::http::delivery::{self, Delivery, Doubt, Unsent};
 use crate::http::Body;
+use crate::http::delivery::{self, Delivery, Doubt, Unsent};
 use crate::telemetry::{Metrics, ScopeLabels};
 use http::{Method, Request, Response, StatusCode};
 use std::collections::HashMap;
@@ -62,6 +60,10 @@ impl World {
             admin_token: None,
             store_key: None,
             generation: 1,
+            source: None,
+            files: Vec::new(),
+            warnings: Vec::new(),
+            origins: Arc::default(),
         });
         let groups = config.routes.groups();
         let breakers = Breakers::new(settings, 128, secs(30), &groups, path, clock, &metrics, bus.clone());
@@ -483,7 +485,9 @@ async fn hung_probes_wedge_nothing_even_when_nobody_ticks() {
     world.open_reads();
     world.after_open_wait().await;
     let hung: Vec<_> = (0..3).map(|_| world.read().unwrap()).collect();
-    hung.iter().for_each(|permits| permits.began());
+    for permits in &hung {
+        permits.began();
+    }
     advance(secs(35)).await;
     // Asking finds them overdue: three failures, open again.
     refused(world.read());
@@ -1087,11 +1091,7 @@ async fn every_transition_is_told_on_the_bus_and_to_those_who_wait() {
         .collect();
     assert_eq!(
         told,
-        [
-            "shipments:read closed open",
-            "shipments:read open half_open",
-            "shipments:read half_open ramping"
-        ]
+        ["shipments:read closed open", "shipments:read open half_open", "shipments:read half_open ramping"]
     );
     assert_eq!(*changes.borrow(), 3);
 }
@@ -1116,7 +1116,8 @@ type Handler = fn(UpstreamRequest) -> Result<Response<Body>, ProxyError>;
 fn service(
     world: &World,
     handler: Handler,
-) -> (impl Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError> + Clone, Arc<AtomicUsize>) {
+) -> (impl Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError> + Clone, Arc<AtomicUsize>)
+{
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
     let inner = tower::service_fn(move |request: UpstreamRequest| {

@@ -37,9 +37,7 @@ struct Bucket {
 
 impl Window {
     pub(super) fn new() -> Self {
-        Self {
-            buckets: std::array::from_fn(|_| Bucket { calls: AtomicU64::new(0), bad: AtomicU64::new(0) }),
-        }
+        Self { buckets: std::array::from_fn(|_| Bucket { calls: AtomicU64::new(0), bad: AtomicU64::new(0) }) }
     }
 
     /// Counts one call in the bucket of time with this number.

@@ -295,10 +295,7 @@ impl std::fmt::Debug for Word {
 impl Cell {
     /// Closed, without an override.
     pub(super) fn new() -> Self {
-        Self {
-            word: AtomicU64::new(RUN.put(0, NO_RUN)),
-            slots: std::array::from_fn(|_| AtomicU64::new(0)),
-        }
+        Self { word: AtomicU64::new(RUN.put(0, NO_RUN)), slots: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
 
     pub(super) fn load(&self) -> Word {
@@ -421,7 +418,10 @@ mod tests {
         let second = probe(&cell, 60).unwrap();
         assert!(cell.settle(&first, Tally::Success, 21).is_none());
         cell.renew(&first, 22, Tally::Success);
-        assert!(cell.expire(30).is_none(), "an overdue permit cannot move the deadline of the slot's next owner");
+        assert!(
+            cell.expire(30).is_none(),
+            "an overdue permit cannot move the deadline of the slot's next owner"
+        );
         assert_eq!(cell.load().probes(), 1);
         assert_eq!(cell.settle(&second, Tally::Nothing, 31).unwrap().probes(), 0);
         assert!(cell.settle(&second, Tally::Success, 31).is_none());

@@ -41,6 +41,9 @@ struct ProbeModel {
     open: bool,
 }
 
+/// As a probe or not.
+struct Admitted(Option<ProbeModel>);
+
 struct Model {
     now: u64,
     state: State,
@@ -125,7 +128,7 @@ impl Model {
     }
 
     /// Whether it is admitted, and as what.
-    fn admit(&mut self, held: &mut [Held], until: impl Fn() -> u64) -> Option<Option<ProbeModel>> {
+    fn admit(&mut self, held: &mut [Held], until: impl Fn() -> u64) -> Option<Admitted> {
         if self.forced_open {
             return None;
         }
@@ -133,11 +136,11 @@ impl Model {
             self.half_open();
         }
         match self.state {
-            State::Closed => Some(None),
+            State::Closed => Some(Admitted(None)),
             State::Ramping => {
                 let part = ((self.now - self.ramp.0) as f64 / 30_000.0).min(1.0);
                 let cap = ((0.1 + 0.9 * part) * 128.0) as usize;
-                (held.len() < cap).then_some(None)
+                (held.len() < cap).then_some(Admitted(None))
             }
             State::Open => None,
             State::HalfOpen => {
@@ -145,7 +148,7 @@ impl Model {
                     self.expire(held, until);
                 }
                 let may = self.state == State::HalfOpen && self.out(held) < 3;
-                may.then_some(Some(ProbeModel { due: self.now + 35_000, began: false, open: true }))
+                may.then_some(Admitted(Some(ProbeModel { due: self.now + 35_000, began: false, open: true })))
             }
         }
     }
@@ -312,7 +315,7 @@ async fn run(ops: Vec<Op>) {
                 let found = world.read();
                 let expected = model.admit(&mut held, found_until);
                 assert_eq!(found.is_ok(), expected.is_some(), "admission at {}", model.now);
-                if let (Ok(permits), Some(probe)) = (found, expected) {
+                if let (Ok(permits), Some(Admitted(probe))) = (found, expected) {
                     held.push(Held { permits, round: model.round, probe });
                 }
             }
@@ -320,7 +323,6 @@ async fn run(ops: Vec<Op>) {
                 let now = model.now;
                 let held = index.get_mut(&mut held);
                 held.permits.began();
-                // Asking to end it in a while, so that dropping it is not a caller that left.
                 if let Some(probe) = held.probe.as_mut().filter(|probe| probe.open) {
                     (probe.due, probe.began) = (now + 35_000, true);
                 }
