@@ -189,12 +189,7 @@ fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePo
         settings,
         routes: RouteTable::new(rows, RoutePolicy::other()),
         public_url: "http://127.0.0.1:8460".into(),
-        callers: Vec::new(),
-        credentials: std::collections::HashMap::new(),
-        identities: std::collections::HashMap::new(),
-        admin_token: None,
-        store_key: None,
-        generation: 1,
+        ..Snapshot::of(Settings::default()).unwrap()
     });
     let told = script.clone();
     let upstream: Upstream = BoxCloneSyncService::new(service_fn(move |asked: UpstreamRequest| {

@@ -124,7 +124,8 @@ async fn play(stage: &mut Stage, simulator: &Simulator) -> anyhow::Result<()> {
     simulator.set_faults(json!([{ "match": {}, "kind": "refuse" }])).map_err(anyhow::Error::msg)?;
     let before_outage = simulator.journal().len();
 
-    stage.tell("The same read. The copy is served, and says how old it is and why.");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    stage.tell("The same read, two seconds later. The copy is served, and says how old it is and why.");
     let answer = stage.show(Method::GET, &shipment, None).await?;
     answer.expect(StatusCode::OK, "stale")?;
     ensure!(answer.fields.contains_key("age") && answer.fields.contains_key("seawall-stale-reason"), "no age or reason");

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 pub struct Peer(pub SocketAddr);
 
 /// Where the configuration is.
-pub type CurrentConfig = Arc<dyn Fn() -> Arc<Snapshot> + Send + Sync>;
+pub(super) type CurrentConfig = Arc<dyn Fn() -> Arc<Snapshot> + Send + Sync>;
 
 /// Makes [`Contextual`].
 #[derive(Clone)]

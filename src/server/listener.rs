@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use tower::util::BoxCloneSyncService;
 
 /// What a listener hands its requests to.
-pub type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+pub(super) type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// A listener's limits.
 #[derive(Clone, Copy, Debug)]

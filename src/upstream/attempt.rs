@@ -132,11 +132,19 @@ impl Shared {
         match result {
             Ok(response) => {
                 outcome.retry_after = self.hint(response.headers());
+                if let Some(observer) = &call.observer {
+                    observer.answered(delivery, head_after);
+                }
                 let watch = Watch { outcome, observer: call.observer.take(), slot: call.slot.take(), in_flight };
                 Ok(inbound(response, is_head, *limits.body_idle_timeout, watch))
             }
             Err(error) => {
                 if let Some(observer) = call.observer.take() {
+                    // Our caller's patience says nothing of the upstream, unless it was long.
+                    if matches!(error, ProxyError::HeadTimeout) && limit < started + *limits.timeout {
+                        outcome.delivery = Delivery::Ambiguous(Doubt::Cut);
+                        outcome.body = BodyEnd::Abandoned;
+                    }
                     observer.ended(outcome);
                 }
                 Err(error)
