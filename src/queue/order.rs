@@ -146,9 +146,11 @@ impl<W: Clone> Lanes<W> {
         is_free.then_some((*seq, first.id))
     }
 
-    /// The oldest place.
+    /// The oldest record, or where there is none the oldest live place.
     pub fn oldest(&self, key: &Key) -> Option<WriteId> {
-        Some(self.lanes.get(key)?.first_key_value()?.1.id)
+        let lane = self.lanes.get(key)?;
+        let record = lane.values().find(|place| !matches!(place.kind, Kind::Live(_)));
+        record.or_else(|| lane.values().next()).map(|place| place.id)
     }
 
     /// How many places stand before this one.

@@ -1,0 +1,238 @@
+//! Records on the store: what lies where, and what changes together.
+//!
+//! ```text
+//! rec    write_id                → the record (see `record`)
+//! body   write_id, chunk         → the request's body; chunk u32::MAX: the passed credential
+//! resp   write_id, chunk         → the answer's body
+//! audit  write_id, number        → one row for each step
+//! ```
+//! The record alone is the truth; all indexes are rebuilt from it at start. One change is one batch: record, audit
+//! row, and what it needs or no longer needs. A commit that is not answered in time counts as failed; whatever
+//! follows it is applied behind it, so a removal that follows takes it back.
+
+use super::record::{AuditRow, Blob, DecodeError, Record};
+use crate::ids::WriteId;
+use crate::store::{Batch, MAX_CHUNK, Store, StoreError, Tree, chunks};
+use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The number under which a passed credential lies.
+const TOKEN: u32 = u32::MAX;
+
+/// How long a commit may take before it counts as failed.
+pub(super) const COMMIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// Reads and writes records.
+#[derive(Clone)]
+pub(super) struct Journal {
+    store: Arc<dyn Store>,
+}
+
+/// What a batch holds besides the record.
+#[derive(Default)]
+pub(super) struct With<'a> {
+    /// The request's body, when it is stored now.
+    pub(super) body: Option<&'a [u8]>,
+    /// The passed credential, when it is stored now.
+    pub(super) token: Option<&'a HeaderValue>,
+    /// The answer's body.
+    pub(super) answer: Option<&'a [u8]>,
+    /// Whether body and credential are not needed any more.
+    pub(super) forgets_body: bool,
+    /// The rows of this change; the record counts them already.
+    pub(super) audit: &'a [AuditRow],
+}
+
+/// Why something cannot be read.
+#[derive(Debug)]
+pub(super) enum LoadError {
+    /// It is gone, damaged or cannot be unsealed: trying again will not help.
+    Lost(String),
+    /// The store cannot be read at present.
+    Unreadable(String),
+}
+
+/// What was found at start.
+#[derive(Default)]
+pub(super) struct Loaded {
+    pub(super) records: Vec<Record>,
+    /// Records that cannot be read, with the reason.
+    pub(super) unreadable: Vec<(Vec<u8>, String)>,
+}
+
+// === impl Journal ===
+
+impl Journal {
+    pub(super) fn new(store: Arc<dyn Store>) -> Self {
+        Self { store }
+    }
+
+    /// The batch of a change.
+    pub(super) fn batch(record: &Record, with: &With<'_>) -> Batch {
+        let id = record.write_id;
+        let mut batch = Batch::new();
+        batch.put(Tree::Rec, id.as_bytes().to_vec(), record.encode());
+        if let Some(body) = with.body {
+            for (number, chunk) in chunks(body).enumerate() {
+                batch.put(Tree::Body, key(id, number as u32), chunk);
+            }
+        }
+        if let Some(token) = with.token {
+            batch.put(Tree::Body, key(id, TOKEN), token.as_bytes());
+        }
+        if with.forgets_body {
+            forget_body(&mut batch, record);
+        }
+        if let Some(answer) = with.answer {
+            for (number, chunk) in chunks(answer).enumerate() {
+                batch.put(Tree::Resp, key(id, number as u32), chunk);
+            }
+        }
+        let first = record.audited.saturating_sub(with.audit.len() as u32);
+        for (number, row) in (first..).zip(with.audit) {
+            let row = serde_json::to_vec(row).expect("an audit row has only keys that are strings");
+            batch.put(Tree::Audit, key(id, number), row);
+        }
+        batch
+    }
+
+    /// The batch that leaves nothing of a record.
+    pub(super) fn removal(record: &Record) -> Batch {
+        let id = record.write_id;
+        let mut batch = Batch::new();
+        batch.delete(Tree::Rec, id.as_bytes().to_vec());
+        forget_body(&mut batch, record);
+        let answer = record.answer.as_ref().and_then(|answer| answer.body).unwrap_or_default();
+        for number in 0..answer.chunks {
+            batch.delete(Tree::Resp, key(id, number));
+        }
+        // One more: a step that was begun and dropped may have left its row.
+        for number in 0..=record.audited {
+            batch.delete(Tree::Audit, key(id, number));
+        }
+        batch
+    }
+
+    /// Makes a batch durable, within [`COMMIT_LIMIT`].
+    pub(super) async fn commit(&self, batch: Batch) -> Result<(), String> {
+        match tokio::time::timeout(COMMIT_LIMIT, self.store.commit(batch)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("the store did not answer within {} s", COMMIT_LIMIT.as_secs())),
+        }
+    }
+
+    /// The request's body.
+    pub(super) async fn body(&self, id: WriteId, blob: Blob) -> Result<Bytes, LoadError> {
+        self.blob(Tree::Body, id, blob).await
+    }
+
+    /// The answer's body.
+    pub(super) async fn answer(&self, id: WriteId, blob: Blob) -> Result<Bytes, LoadError> {
+        self.blob(Tree::Resp, id, blob).await
+    }
+
+    /// The passed credential.
+    pub(super) async fn token(&self, id: WriteId) -> Result<HeaderValue, LoadError> {
+        let bytes = self
+            .blocking(move |store| store.get(Tree::Body, &key(id, TOKEN)).map_err(load_error))
+            .await?
+            .ok_or_else(|| LoadError::Lost("its credential is not there".to_owned()))?;
+        let mut value = HeaderValue::from_bytes(&bytes)
+            .map_err(|_| LoadError::Lost("its credential is not a field's value".to_owned()))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// The audit trail of a write, oldest first.
+    pub(super) async fn history(&self, id: WriteId) -> Result<Vec<AuditRow>, LoadError> {
+        self.blocking(move |store| {
+            let mut rows = Vec::new();
+            store
+                .scan(Tree::Audit, id.as_bytes(), None, &mut |_, found| {
+                    if let Some(row) = found.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+                        rows.push(row);
+                    }
+                    ControlFlow::Continue(())
+                })
+                .map_err(load_error)?;
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// All records. Blocks.
+    pub(super) fn load(&self) -> Result<Loaded, StoreError> {
+        let mut loaded = Loaded::default();
+        self.store.scan(Tree::Rec, &[], None, &mut |key, found| {
+            let record = found
+                .map_err(|error| error.to_string())
+                .and_then(|bytes| Record::decode(&bytes).map_err(|error: DecodeError| error.to_string()));
+            match record {
+                Ok(record) if record.write_id.as_bytes().as_slice() == key => loaded.records.push(record),
+                Ok(_) => loaded.unreadable.push((key.to_vec(), "it lies under another's key".to_owned())),
+                Err(reason) => loaded.unreadable.push((key.to_vec(), reason)),
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(loaded)
+    }
+
+    async fn blob(&self, tree: Tree, id: WriteId, blob: Blob) -> Result<Bytes, LoadError> {
+        self.blocking(move |store| {
+            let mut bytes = BytesMut::with_capacity(usize::try_from(blob.len).unwrap_or(0).min(32 << 20));
+            for number in 0..blob.chunks {
+                let chunk = store
+                    .get(tree, &key(id, number))
+                    .map_err(load_error)?
+                    .ok_or_else(|| LoadError::Lost(format!("chunk {number} is not there")))?;
+                bytes.extend_from_slice(&chunk);
+            }
+            if !blob.matches(&bytes) {
+                return Err(LoadError::Lost("its bytes are not those that were stored".to_owned()));
+            }
+            Ok(bytes.freeze())
+        })
+        .await
+    }
+
+    /// Reads off the runtime's workers: a read may wait for the disk.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Store) -> Result<T, LoadError> + Send + 'static,
+    ) -> Result<T, LoadError> {
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || read(&*store))
+            .await
+            .unwrap_or_else(|error| Err(LoadError::Unreadable(error.to_string())))
+    }
+}
+
+fn forget_body(batch: &mut Batch, record: &Record) {
+    for number in 0..record.body.chunks {
+        batch.delete(Tree::Body, key(record.write_id, number));
+    }
+    batch.delete(Tree::Body, key(record.write_id, TOKEN));
+}
+
+fn key(id: WriteId, number: u32) -> Vec<u8> {
+    let mut key = Vec::with_capacity(20);
+    key.extend_from_slice(id.as_bytes());
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn load_error(error: StoreError) -> LoadError {
+    match error {
+        StoreError::Undecryptable { .. } => LoadError::Lost(error.to_string()),
+        _ => LoadError::Unreadable(error.to_string()),
+    }
+}
+
+/// A body's blob as this journal cuts it.
+pub(super) fn blob(bytes: &[u8]) -> Blob {
+    Blob::of(bytes, MAX_CHUNK)
+}
