@@ -1,4 +1,5 @@
 //! The vocabulary of Flexport: its endpoints, its envelope, its links, and the catalogue of our own codes.
 
+pub mod links;
 pub mod problem;
 pub mod routes;
