@@ -176,7 +176,6 @@ impl Book {
         if let Some(watch) = &entry.watch {
             watch.send_replace(());
         }
-        self.has_changed = true;
         Some(entry)
     }
 
@@ -189,7 +188,6 @@ impl Book {
     pub(super) fn leave(&mut self, key: &Key, seq: u64) {
         wake(self.lanes.leave(key, seq));
         self.refresh(key);
-        self.has_changed = true;
     }
 
     /// Takes the next record that is to be replayed: it is busy, and its place in flight.
@@ -244,7 +242,6 @@ impl Book {
 
     /// Puts the record into its order, or takes it out.
     fn place(&mut self, record: &Arc<Record>) {
-        self.has_changed = true;
         let Some(entry) = self.entries.get(&record.write_id) else { return };
         if entry.live {
             return;
@@ -268,6 +265,7 @@ impl Book {
         let Some(entry) = self.entries.get(&id) else { return };
         if !entry.live && !entry.busy && entry.record.progress.is_sendable() {
             self.pace.arm(id, seq, bucket(&entry.record), entry.due);
+            self.has_changed = true;
         } else {
             self.pace.disarm(id);
         }
@@ -277,6 +275,7 @@ impl Book {
         if entry.live {
             return;
         }
+        self.has_changed = true;
         let record = &entry.record;
         self.depth[entry.state() as usize] += 1;
         if entry.state().is_unsettled() {
@@ -296,6 +295,7 @@ impl Book {
         if entry.live {
             return;
         }
+        self.has_changed = true;
         let record = &entry.record;
         self.depth[entry.state() as usize] -= 1;
         if entry.state().is_unsettled() {

@@ -105,13 +105,20 @@ impl Journal {
         let mut batch = Batch::new();
         batch.delete(Tree::Rec, id.as_bytes().to_vec());
         forget_body(&mut batch, record);
-        let answer = record.answer.as_ref().and_then(|answer| answer.body).unwrap_or_default();
-        for number in 0..answer.chunks {
-            batch.delete(Tree::Resp, key(id, number));
-        }
+        batch.append(Self::forget_answer(record));
         // One more: a step that was begun and dropped may have left its row.
         for number in 0..=record.audited {
             batch.delete(Tree::Audit, key(id, number));
+        }
+        batch
+    }
+
+    /// The batch that leaves nothing of a record's answer.
+    pub(super) fn forget_answer(record: &Record) -> Batch {
+        let mut batch = Batch::new();
+        let answer = record.answer.as_ref().and_then(|answer| answer.body).unwrap_or_default();
+        for number in 0..answer.chunks {
+            batch.delete(Tree::Resp, key(record.write_id, number));
         }
         batch
     }

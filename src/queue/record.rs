@@ -16,8 +16,8 @@ use std::sync::Arc;
 /// The version that this build writes.
 pub const VERSION: u8 = 1;
 
-/// The longest header that is stored: one value of the store, with room for what later steps add.
-pub const MAX_HEADER: usize = 14 * 1024;
+/// The longest header that a write may begin with: one value of the store, with room for what later steps add.
+pub const MAX_HEADER: usize = 10 * 1024;
 
 /// The longest answer whose body is kept.
 pub const MAX_ANSWER: usize = 256 * 1024;
@@ -384,6 +384,8 @@ fn is_dropped(name: &HeaderName) -> bool {
 pub fn kept_answer_fields(headers: &HeaderMap) -> Vec<(String, String)> {
     headers
         .iter()
+        // A record is one value of the store, so what a stranger sends must not make it long.
+        .filter(|(_, value)| value.len() <= 512)
         .filter(|(name, _)| {
             matches!(
                 name.as_str(),
@@ -398,6 +400,7 @@ pub fn kept_answer_fields(headers: &HeaderMap) -> Vec<(String, String)> {
                     | "x-request-id"
             )
         })
+        .take(12)
         .map(|(name, value)| (name.as_str().to_owned(), latin1(value.as_bytes())))
         .collect()
 }

@@ -1,0 +1,618 @@
+//! The queue itself: what its parts share, its start, and its end.
+//!
+//! **Where a caller may leave.** Nothing that changes a write runs in a caller's future: first attempts, replays and
+//! steps asked for by people are tasks of their own, and the caller only waits.
+//!
+//! **Where the process may die.** A 202 follows a synced record. What creates is `sending` on disk before its first
+//! byte leaves. A replayed write frees its order only after its outcome is synced. Between any two of these, a
+//! restart finds at worst `sending`, which it takes for "perhaps applied".
+//!
+//! **Where the disk may fail.** No 202. An entry whose record could not be stored is taken out of the book, and a
+//! removal follows it to the disk until it is there, in case the record was written after all. What *must* reach the
+//! disk (outcomes) is tried until it does, and its order waits meanwhile.
+
+use super::book::Book;
+use super::buffer::{self, Read};
+use super::journal::{Journal, With};
+use super::pace::Moment;
+use super::record::{AuditRow, MAX_ANSWER, Reason, Record};
+use super::state::{self, Input, Rules, State};
+use crate::clock::{self, Clock};
+use crate::config::Snapshot;
+use crate::context::{Call, Pending, PendingWrites, Settled, SettledWrite, Upstream, UpstreamRequest};
+use crate::error::ProxyError;
+use crate::event::{Bus, Kind};
+use crate::flexport::routes::RoutePolicy;
+use crate::http::{Body, delivery};
+use crate::ids::{PartitionId, WriteId};
+use crate::store::{Batch, Store, StoreError};
+use crate::task::Tasks;
+use crate::telemetry::{Metrics, StateLabels};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, header, response};
+use prometheus_client::metrics::gauge::Gauge;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+/// How far past its deadline a call may go before it is cut: the layers below keep the deadline themselves.
+const OVERTIME: Duration = Duration::from_secs(5);
+
+/// How long the drain waits for the disk after its deadline.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// Settled records kept at most, in number and bytes; the oldest go first.
+const MAX_SETTLED: usize = 100_000;
+const MAX_SETTLED_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Buffered bytes are counted in pieces of this many, so that a semaphore's permits are enough.
+pub(super) const PIECE: u64 = 1024;
+
+/// Gives the configuration of this moment.
+pub type Config = Arc<dyn Fn() -> Arc<Snapshot> + Send + Sync>;
+
+/// What the queue is made of.
+pub struct Parts {
+    /// Where records are kept.
+    pub store: Arc<dyn Store>,
+    /// The configuration.
+    pub config: Config,
+    /// Flexport, for replays.
+    pub upstream: Upstream,
+    /// Told of every outcome.
+    pub settled: Arc<dyn Settled>,
+    /// Changes with every transition of a breaker.
+    pub changes: watch::Receiver<u64>,
+    /// Wall time.
+    pub clock: Clock,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// For watchers.
+    pub bus: Bus,
+    /// Owns the replayer and the sweeper.
+    pub tasks: Tasks,
+}
+
+/// The write queue.
+pub struct Queue {
+    book: Mutex<Book>,
+    pub(super) journal: Journal,
+    pub(super) config: Config,
+    pub(super) upstream: Upstream,
+    pub(super) settled: Arc<dyn Settled>,
+    pub(super) clock: Clock,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) bus: Bus,
+    /// Room for bodies in memory, in pieces.
+    pub(super) buffer: Arc<Semaphore>,
+    /// Tasks of single writes.
+    pub(super) writes: TaskTracker,
+    /// Wakes the replayer.
+    pub(super) wake: Notify,
+    /// No further record is taken up.
+    pub(super) stop: CancellationToken,
+    /// What is in flight is to be made durable now.
+    pub(super) give_up: CancellationToken,
+    /// The newest passed credential that got a 2xx, for partitions with records.
+    pub(super) tokens: Mutex<HashMap<PartitionId, HeaderValue>>,
+    started: Instant,
+    unsettled: AtomicUsize,
+    gauges: [Gauge; State::ALL.len()],
+}
+
+/// Why the queue cannot start.
+#[derive(Debug, thiserror::Error)]
+#[error("the write queue cannot be read: {0}")]
+pub struct OpenError(#[from] StoreError);
+
+/// Flexport's answer, as far as it fits.
+pub(super) struct Answer {
+    pub(super) parts: response::Parts,
+    pub(super) body: Read,
+}
+
+/// What is known of one attempt's way out.
+#[derive(Default)]
+pub(super) struct Trace {
+    /// Bytes may have left.
+    pub(super) sent: AtomicBool,
+    /// A record in state `sending` was handed to the store.
+    pub(super) intended: AtomicBool,
+    /// That record is on disk.
+    pub(super) durable: AtomicBool,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// Reads what is on disk, and starts replaying. Needs a tokio runtime; blocks on the disk while it reads.
+    pub async fn open(parts: Parts) -> Result<Arc<Self>, OpenError> {
+        let journal = Journal::new(parts.store);
+        let reader = journal.clone();
+        let loaded = tokio::task::spawn_blocking(move || reader.load()).await.unwrap_or_else(|error| {
+            if error.is_panic() { std::panic::resume_unwind(error.into_panic()) }
+            Ok(super::journal::Loaded::default())
+        })?;
+        let room = (parts.config)().settings.queue.buffer_total.0 / PIECE;
+        let room = usize::try_from(room).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let gauges = State::ALL.map(|state| {
+            parts.metrics.queue_depth.get_or_create(&StateLabels { state: state.as_str() }).clone()
+        });
+        let queue = Arc::new(Self {
+            book: Mutex::new(Book::new()),
+            journal,
+            config: parts.config,
+            upstream: parts.upstream,
+            settled: parts.settled,
+            clock: parts.clock,
+            metrics: parts.metrics,
+            bus: parts.bus,
+            buffer: Arc::new(Semaphore::new(room)),
+            writes: TaskTracker::new(),
+            wake: Notify::new(),
+            stop: CancellationToken::new(),
+            give_up: CancellationToken::new(),
+            tokens: Mutex::default(),
+            started: Instant::now(),
+            unsettled: AtomicUsize::new(0),
+            gauges,
+        });
+        queue.restore(loaded).await;
+        let (replayer, cancelled) = (queue.clone(), parts.tasks.cancelled());
+        parts.tasks.spawn("queue-replayer", async move {
+            tokio::select! {
+                () = replayer.replay(parts.changes) => {}
+                () = cancelled.cancelled() => {}
+            }
+        });
+        let (sweeper, cancelled) = (queue.clone(), parts.tasks.cancelled());
+        parts.tasks.spawn("queue-sweeper", async move {
+            let mut every = tokio::time::interval(Duration::from_secs(5));
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = every.tick() => sweeper.sweep().await,
+                    () = cancelled.cancelled() => return,
+                    () = sweeper.stop.cancelled() => return,
+                }
+            }
+        });
+        Ok(queue)
+    }
+
+    async fn restore(&self, loaded: super::journal::Loaded) {
+        for (key, reason) in &loaded.unreadable {
+            let id = <[u8; 16]>::try_from(key.as_slice()).map(WriteId::from_bytes);
+            tracing::error!(write_id = ?id.ok(), reason, "a queued write cannot be read; it is left on disk");
+        }
+        if !loaded.unreadable.is_empty() {
+            self.alarm(format!(
+                "{} queued writes cannot be read (lost key or damage) and will not be sent; they are left on disk",
+                loaded.unreadable.len()
+            ));
+        }
+        let now = self.clock.now();
+        let config = (self.config)();
+        let mut crashed = Vec::new();
+        let mut records = loaded.records;
+        records.sort_by_key(|record| record.seq);
+        for mut record in records {
+            if record.progress.state == State::Sending {
+                let policy = policy_of(&config, &record);
+                let rules = rules_of(&config, &record, &policy);
+                if let Ok((progress, _)) = state::step(&record.progress, rules, Input::Crash, now) {
+                    let row = row_of(&record, &progress, now, "seawall", "restart", None);
+                    record.progress = progress;
+                    record.is_ticket = true;
+                    record.audited += 1;
+                    crashed.push((record.clone(), row, policy));
+                }
+            }
+            let rest = record.next_at.map_or(Duration::ZERO, |at| clock::since(at, now));
+            let due = rest.min(config.settings.queue.backoff_max.0);
+            self.with(|book| book.restore(Arc::new(record), due));
+        }
+        for (record, row, policy) in crashed {
+            // Where this is not stored, the next start finds `sending` again and says the same.
+            let batch = Journal::batch(&record, &With { audit: &[row], ..With::default() });
+            if let Err(error) = self.journal.commit(batch).await {
+                tracing::error!(write_id = %record.write_id, error, "the state after the restart is not stored");
+            }
+            self.tell(&record);
+            self.tell_settled(&record, &policy, None);
+        }
+    }
+
+    // --- the book ---
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works on the book; afterwards counts are published and the replayer looks for work.
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut Book) -> T) -> T {
+        let mut book = self.lock();
+        let done = work(&mut book);
+        if std::mem::take(&mut book.has_changed) {
+            for state in State::ALL {
+                self.gauges[state as usize].set(book.depth(state) as i64);
+            }
+            self.unsettled.store(book.unsettled, Ordering::Release);
+            drop(book);
+            self.wake.notify_one();
+        }
+        done
+    }
+
+    /// The span since the start.
+    pub(super) fn moment(&self) -> Moment {
+        self.started.elapsed()
+    }
+
+    /// The instant of a moment.
+    pub(super) fn instant(&self, moment: Moment) -> Instant {
+        self.started + moment
+    }
+
+    // --- the disk ---
+
+    /// Makes a batch durable. `must`: tries until it is, or until the very end of the process.
+    pub(super) async fn persist(&self, batch: Batch, must: bool) -> bool {
+        let mut wait = Duration::from_millis(200);
+        loop {
+            let is_last = self.give_up.is_cancelled();
+            match self.journal.commit(batch.clone()).await {
+                Ok(()) => return true,
+                Err(error) if !must || is_last => {
+                    tracing::error!(error, "a step of a write is not stored");
+                    return false;
+                }
+                Err(error) => tracing::warn!(error, "a step of a write is not stored yet; trying again"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(30)),
+                () = self.give_up.cancelled() => {}
+            }
+        }
+    }
+
+    // --- one attempt ---
+
+    /// Calls the upstream in a task of its own, so that a panic below is an outcome and not an end; reads the answer
+    /// as far as it may be kept. At the end of the drain, or far beyond its deadline, the call is cut: then `trace`
+    /// tells whether bytes may have left.
+    pub(super) async fn attempt(
+        &self,
+        upstream: Upstream,
+        request: Request<Body>,
+        call: Call,
+        trace: &Trace,
+    ) -> Result<Answer, ProxyError> {
+        let limit = call.deadline + OVERTIME;
+        let mut task = tokio::spawn(async move {
+            let response = upstream.oneshot(UpstreamRequest { request, call }).await?;
+            read_answer(response).await
+        });
+        let (ended, unsent, cut) = tokio::select! {
+            biased;
+            ended = &mut task => (ended, ProxyError::Draining, ProxyError::Draining),
+            () = self.give_up.cancelled() => {
+                task.abort();
+                (task.await, ProxyError::Draining, ProxyError::Cut("Seawall is shutting down".to_owned()))
+            }
+            () = tokio::time::sleep_until(limit) => {
+                task.abort();
+                (task.await, ProxyError::DeadlineBeforeSending, ProxyError::HeadTimeout)
+            }
+        };
+        match ended {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => {
+                tracing::error!("a call of the upstream panicked; this is a bug");
+                Err(ProxyError::Internal("a call of the upstream panicked".to_owned()))
+            }
+            Err(_) if trace.sent.load(Ordering::Acquire) => Err(cut),
+            Err(_) => Err(unsent),
+        }
+    }
+
+    // --- steps ---
+
+    /// One step of a record that nobody else works on: in a task of its own, durable before it is true.
+    pub(super) async fn transition(
+        self: &Arc<Self>,
+        id: WriteId,
+        input: Input,
+        actor: &str,
+        what: &'static str,
+        why: Option<String>,
+    ) -> Result<Arc<Record>, ProxyError> {
+        let (queue, actor) = (self.clone(), actor.to_owned());
+        let step = async move { queue.step(id, input, &actor, what, why).await };
+        self.writes
+            .spawn(step)
+            .await
+            .unwrap_or_else(|_| Err(ProxyError::Internal("a step of a write panicked".to_owned())))
+    }
+
+    async fn step(
+        &self,
+        id: WriteId,
+        input: Input,
+        actor: &str,
+        what: &'static str,
+        why: Option<String>,
+    ) -> Result<Arc<Record>, ProxyError> {
+        let config = (self.config)();
+        let now = self.clock.now();
+        let conflict = |message: String| ProxyError::Conflict { message };
+        let (mut record, row, effects, policy) = self.with(|book| {
+            let entry = book.get(id).ok_or_else(|| not_found(id))?;
+            if entry.live || entry.busy {
+                return Err(conflict(format!("the write {id} is being sent or changed at this moment")));
+            }
+            let policy = policy_of(&config, &entry.record);
+            let rules = rules_of(&config, &entry.record, &policy);
+            let (progress, effects) = state::step(&entry.record.progress, rules, input, now).map_err(|why| {
+                conflict(format!("the write {id} is {}: {why}", entry.state().as_str()))
+            })?;
+            let mut record = (*entry.record).clone();
+            let row = row_of(&record, &progress, now, actor, what, why);
+            record.progress = progress;
+            record.audited += 1;
+            record.next_at = None;
+            record.keep_until = keep_until(&config, &record, now);
+            // Who is not sendable meanwhile is not picked: `busy` says so, and the place stays.
+            book.change(id, |entry| entry.busy = true);
+            Ok((record, row, effects, policy))
+        })?;
+        let forgets_body = matches!(record.progress.state, State::Done | State::Cancelled);
+        let mut batch = Batch::new();
+        if record.progress.state.is_unsettled() && record.answer.is_some() {
+            // It is open again: the old answer is not its answer any more.
+            batch.append(Journal::forget_answer(&record));
+            record.answer = None;
+        }
+        batch.append(Journal::batch(&record, &With { audit: &[row], forgets_body, ..With::default() }));
+        let stored = self.journal.commit(batch).await;
+        let record = Arc::new(record);
+        let now = self.moment();
+        self.with(|book| {
+            book.change(id, |entry| {
+                entry.busy = false;
+                if stored.is_ok() {
+                    entry.record = record.clone();
+                    entry.due = now;
+                }
+            });
+        });
+        stored.map_err(ProxyError::StoreFailed)?;
+        self.tell(&record);
+        if effects.touches {
+            self.tell_settled(&record, &policy, None);
+        }
+        Ok(record)
+    }
+
+    /// Expires, forgets, counts.
+    pub(super) async fn sweep(self: &Arc<Self>) {
+        let now = self.clock.now();
+        let (late, old, oldest) = self.with(|book| {
+            let late: Vec<_> = book
+                .iter()
+                .filter(|entry| !entry.live && !entry.busy && entry.record.expires_at <= now)
+                .filter(|entry| matches!(entry.state(), State::Pending | State::Waiting))
+                .map(|entry| entry.record.write_id)
+                .collect();
+            let (mut count, mut bytes) = (book.settled_count(), book.settled_bytes);
+            let mut old = Vec::new();
+            for (_, id) in book.settled() {
+                let Some(entry) = book.get(id) else { continue };
+                let is_over = count > MAX_SETTLED || bytes > MAX_SETTLED_BYTES;
+                let is_old = entry.record.keep_until.is_some_and(|until| until <= now);
+                if entry.busy || entry.record.progress.blocks || !(is_old || is_over) {
+                    continue;
+                }
+                count -= 1;
+                bytes = bytes.saturating_sub(entry.record.size());
+                old.push(id);
+                if old.len() == 1000 {
+                    break;
+                }
+            }
+            (late, old, book.oldest())
+        });
+        let age = oldest.map_or(Duration::ZERO, |at| clock::since(now, at));
+        self.metrics.queue_oldest_seconds.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+        for id in late {
+            // Refused where a replay took it up meanwhile: then it has not waited too long.
+            let _ = self.transition(id, Input::Expire, "seawall", "expired", None).await;
+        }
+        for id in old {
+            let Some(record) = self.with(|book| book.get(id).map(|entry| entry.record.clone())) else { continue };
+            // On disk first: what is forgotten in memory only would come back at the next start.
+            if self.journal.commit(Journal::removal(&record)).await.is_ok() {
+                self.with(|book| book.remove(id));
+            }
+        }
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if !tokens.is_empty() {
+            let used: std::collections::HashSet<_> = self.with(|book| {
+                book.iter()
+                    .filter(|entry| entry.state().is_unsettled())
+                    .map(|entry| entry.record.partition)
+                    .collect()
+            });
+            tokens.retain(|partition, _| used.contains(partition));
+        }
+    }
+
+    // --- telling ---
+
+    /// Tells watchers where a write is, and counts it when it is settled.
+    pub(super) fn tell(&self, record: &Record) {
+        let state = record.progress.state;
+        if !state.is_unsettled() || state == State::Unknown {
+            self.metrics.queue_settled.get_or_create(&StateLabels { state: state.as_str() }).inc();
+        }
+        self.bus.tell(Kind::Write {
+            write_id: record.write_id.to_string(),
+            state: state.as_str().to_owned(),
+            route: record.route.to_string(),
+        });
+        tracing::info!(
+            write_id = %record.write_id,
+            state = state.as_str(),
+            route = &*record.route,
+            attempts = record.progress.attempts,
+            reason = record.progress.reason.map_or("", Reason::as_str),
+            status = record.progress.status,
+            "write"
+        );
+    }
+
+    /// Tells who holds copies that this write touched them.
+    pub(super) fn tell_settled(&self, record: &Record, route: &Arc<RoutePolicy>, answer: Option<&HeaderMap>) {
+        let also = answer.into_iter().flat_map(|headers| {
+            [header::LOCATION, header::CONTENT_LOCATION]
+                .into_iter()
+                .filter_map(|name| headers.get(name)?.to_str().ok())
+                .filter_map(path_in)
+        });
+        self.settled.settled(&SettledWrite {
+            partition: record.partition,
+            path: record.path().to_owned(),
+            route: route.clone(),
+            also: also.collect(),
+        });
+    }
+
+    /// Tells that a person is needed.
+    pub(super) fn alarm(&self, message: String) {
+        tracing::error!(message, "the write queue needs a person");
+        self.bus.tell(Kind::Alarm { what: "queue".to_owned(), message });
+    }
+
+    // --- the end ---
+
+    /// Takes up no further record; lets what is in flight end until `deadline`; then makes it durable. Afterwards
+    /// every write is on disk and every caller has its answer.
+    pub async fn drain(&self, deadline: Instant) {
+        self.stop.cancel();
+        self.writes.close();
+        if tokio::time::timeout_at(deadline, self.writes.wait()).await.is_err() {
+            self.give_up.cancel();
+            if tokio::time::timeout(LAST_WRITES, self.writes.wait()).await.is_err() {
+                tracing::error!("the store took too long: some writes are not durable");
+            }
+        }
+        self.give_up.cancel();
+    }
+
+    /// How many bytes of bodies may still be taken into memory.
+    pub fn free_buffer(&self) -> u64 {
+        self.buffer.available_permits() as u64 * PIECE
+    }
+}
+
+impl PendingWrites for Queue {
+    fn pending(&self, partition: PartitionId, path: &str) -> Option<Pending> {
+        if self.unsettled.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let (count, since) = self.lock().touching(partition, path)?;
+        Some(Pending { count, oldest: clock::since(self.clock.now(), since) })
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("unsettled", &self.unsettled.load(Ordering::Relaxed)).finish_non_exhaustive()
+    }
+}
+
+/// The answer with its body, as far as it may be kept. One that ends too early is no answer, where it would be final.
+async fn read_answer(response: http::Response<Body>) -> Result<Answer, ProxyError> {
+    let (parts, body) = response.into_parts();
+    match buffer::read(body, MAX_ANSWER as u64, |_| true).await {
+        Ok(body) => Ok(Answer { parts, body }),
+        Err(error) => match delivery::of_answer(parts.status, parts.headers.contains_key(header::RETRY_AFTER)) {
+            delivery::Delivery::Answered(_) | delivery::Delivery::NotSent(_) => {
+                Err(ProxyError::Cut(error.to_string()))
+            }
+            // Its status says all that counts.
+            delivery::Delivery::Refused(_) | delivery::Delivery::Ambiguous(_) => {
+                Ok(Answer { parts, body: Read::Whole(Bytes::new()) })
+            }
+        },
+    }
+}
+
+/// The policy that the configuration has now for a record's request.
+pub(super) fn policy_of(config: &Snapshot, record: &Record) -> Arc<RoutePolicy> {
+    let method = record.method.parse().unwrap_or(Method::POST);
+    config.routes.find(&method, record.path()).clone()
+}
+
+/// The rules of a record: its class as accepted, the rest as configured now.
+pub(super) fn rules_of(config: &Snapshot, record: &Record, policy: &RoutePolicy) -> Rules {
+    Rules {
+        replayable: record.class.is_replayable(),
+        blocks_behind_unknown: policy.queue.blocks_behind_unknown,
+        blocks_behind_dead: policy.queue.blocks_behind_dead,
+        max_server_errors: config.settings.queue.max_attempts,
+    }
+}
+
+/// Until when a settled record is kept.
+pub(super) fn keep_until(config: &Snapshot, record: &Record, now: jiff::Timestamp) -> Option<jiff::Timestamp> {
+    let settings = &config.settings.queue;
+    let span = match record.progress.state {
+        State::Done if record.is_ticket => settings.done_retention,
+        _ if !record.is_ticket => settings.answer_retention,
+        State::Dead | State::Expired | State::Cancelled => settings.dead_retention,
+        _ => return None,
+    };
+    Some(clock::after(now, span.0))
+}
+
+/// The audit row of a step.
+pub(super) fn row_of(
+    before: &Record,
+    after: &state::Progress,
+    now: jiff::Timestamp,
+    actor: &str,
+    what: &str,
+    why: Option<String>,
+) -> AuditRow {
+    AuditRow {
+        at: now,
+        actor: actor.to_owned(),
+        what: what.to_owned(),
+        from: Some(before.progress.state),
+        to: after.state,
+        reason: why.or_else(|| after.reason.map(|reason| reason.as_str().to_owned())),
+        status: after.status,
+    }
+}
+
+/// A ticket that does not exist, or is not the asker's.
+pub(super) fn not_found(id: WriteId) -> ProxyError {
+    ProxyError::NotFound(format!("there is no write {id}"))
+}
+
+/// The path in a URL or a reference to a path.
+fn path_in(url: &str) -> Option<String> {
+    let rest = match url.split_once("://") {
+        Some((_, rest)) => &rest[rest.find('/')?..],
+        None => url,
+    };
+    let path = rest.split(['?', '#']).next().unwrap_or_default();
+    path.starts_with('/').then(|| path.to_owned())
+}
