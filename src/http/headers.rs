@@ -203,26 +203,25 @@ fn validate_host(version: Version, headers: &HeaderMap, uri: &Uri) -> Result<(),
     if hosts.next().is_some() {
         return refuse("came more than once; send one");
     }
-    match host {
-        None if version == Version::HTTP_11 => refuse("is missing; HTTP/1.1 requires it"),
-        None if version >= Version::HTTP_2 && uri.authority().is_none() => {
-            refuse("is missing; send `:authority` or Host")
-        }
-        None => Ok(()),
-        Some(host) if !is_host(host.as_bytes()) => {
-            refuse("is not `name` or `name:port`; send the name of this server")
-        }
-        // For HTTP/1.1 the target wins (RFC 9112 §3.2.2); for HTTP/2 the request is malformed (RFC 9113 §8.3.1).
-        Some(host)
-            if version >= Version::HTTP_2
-                && uri.authority().is_some_and(|authority| {
-                    !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes())
-                }) =>
-        {
-            refuse("differs from `:authority`; send the same, or only `:authority`")
-        }
-        Some(_) => Ok(()),
+    let Some(host) = host else {
+        return match version {
+            Version::HTTP_11 => refuse("is missing; HTTP/1.1 requires it"),
+            _ if version >= Version::HTTP_2 && uri.authority().is_none() => {
+                refuse("is missing; send `:authority` or Host")
+            }
+            _ => Ok(()),
+        };
+    };
+    if !is_host(host.as_bytes()) {
+        return refuse("is not `name` or `name:port`; send the name of this server");
     }
+    // For HTTP/1.1 the target wins (RFC 9112 §3.2.2); for HTTP/2 the request is malformed (RFC 9113 §8.3.1).
+    let differs =
+        |other: &http::uri::Authority| !host.as_bytes().eq_ignore_ascii_case(other.as_str().as_bytes());
+    if version >= Version::HTTP_2 && uri.authority().is_some_and(differs) {
+        return refuse("differs from `:authority`; send the same, or only `:authority`");
+    }
+    Ok(())
 }
 
 /// A name or address, perhaps with a port; nothing that could end a name for somebody, no user info. Commas would be

@@ -1,11 +1,15 @@
 //! The vocabulary of HTTP: bodies, fields, and the rules of the RFCs as pure functions.
 
 pub mod body;
+pub mod cache_control;
+pub mod cache_status;
 pub mod date;
 pub mod delivery;
 pub mod headers;
+pub mod idempotency;
 pub mod prefer;
 pub mod retry_after;
+pub mod traceparent;
 
 pub use body::{Body, BodyError};
 pub use delivery::Delivery;

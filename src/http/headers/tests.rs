@@ -101,7 +101,8 @@ fn request_ids_are_checked() {
 fn framing_is_checked() {
     use http::Version as V;
     let h = ("host", "seawall:8460");
-    let cases: &[(V, &[(&str, &str)], &str, Option<&str>)] = &[
+    type Fields<'a> = &'a [(&'static str, &'a str)];
+    let cases: &[(V, Fields<'_>, &str, Option<&str>)] = &[
         (V::HTTP_11, &[h], "/a", None),
         (V::HTTP_11, &[h, ("content-length", "3")], "/a", None),
         (V::HTTP_11, &[h, ("content-length", "3"), ("content-length", "3")], "/a", None),
