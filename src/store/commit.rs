@@ -30,9 +30,10 @@ use tokio::{
 
 use super::{
     Batch, Options, Rotation, Step, StoreError,
-    epoch::{Entry, Epoch, Folder, HEARTBEAT, INTERNAL, panic_text, prefixed},
+    epoch::{Entry, Epoch, Folder, INTERNAL, SEQUENCE, panic_text, prefixed},
     fs,
     seal::Sealer,
+    sequence::Sequence,
     stats::Stats,
 };
 
@@ -66,7 +67,9 @@ pub(super) struct Committer {
     next_epoch: u64,
     /// Size of the last group: how much company to expect.
     expected: usize,
-    beats: u64,
+    /// The number of the last group.
+    number: u64,
+    last: Sequence,
     has_written: bool,
     rotate_not_before: Option<Instant>,
 }
@@ -92,13 +95,14 @@ const ROTATE_AGAIN: Duration = Duration::from_secs(60);
 // === impl Committer ===
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, next_epoch: u64) -> Committer {
+    pub(super) fn new(shared: Arc<Shared>, next_epoch: u64, number: u64, last: Sequence) -> Committer {
         Committer {
             shared,
             state: State::Working,
             next_epoch,
             expected: 1,
-            beats: 0,
+            number,
+            last,
             has_written: false,
             rotate_not_before: None,
         }
@@ -201,21 +205,19 @@ impl Committer {
         for Commit { batch, answer, slot } in group {
             for change in batch.changes {
                 let tree = change.tree.byte();
-                let value = match change.value {
-                    Some(plain) => match self.shared.sealer.seal(tree, &change.key, &plain) {
-                        Some(stored) => Some(stored.into()),
-                        None => {
-                            is_sealed = false;
-                            None
-                        }
-                    },
-                    None => None,
-                };
+                let value = change.value.map(|plain| self.shared.sealer.seal(tree, &change.key, &plain));
+                // A value that could not be sealed spoils the group below, and is never written.
+                is_sealed &= value != Some(None);
+                let value = value.flatten().map(Into::into);
                 entries.push(Entry { key: prefixed(tree, &change.key).into(), value });
             }
             answers.push((answer, slot));
         }
-        let result = if is_sealed { self.write(&entries) } else { Err(self.error("the system gives no random numbers")) };
+        let result = if is_sealed {
+            self.write(entries)
+        } else {
+            Err(self.error("the system gives no random numbers"))
+        };
         let stats = &self.shared.stats;
         match &result {
             Ok(()) => {
@@ -235,9 +237,19 @@ impl Committer {
     }
 
     /// Makes the changes durable, in the epoch at hand or, where that fails, in a fresh one.
-    fn write(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+    fn write(&mut self, mut entries: Vec<Entry>) -> Result<(), StoreError> {
         self.check_space()?;
         self.ensure_working()?;
+        self.number += 1;
+        let number = self.shared.sealer.seal(INTERNAL, &SEQUENCE[1..], &self.number.to_be_bytes());
+        let Some(number) = number else { return Err(self.error("the system gives no random numbers")) };
+        entries.push(Entry { key: SEQUENCE.into(), value: Some(number.into()) });
+        self.write_somewhere(&entries)?;
+        self.last.note(self.number);
+        Ok(())
+    }
+
+    fn write_somewhere(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
         match self.write_here(entries) {
             Ok(()) => Ok(()),
             Err(reason) => {
@@ -256,11 +268,11 @@ impl Committer {
         let shared = &self.shared;
         let Some(epoch) = shared.current.load_full() else { return Err("the store is closed".into()) };
         let started = Instant::now();
-        let delta = epoch.write(entries, &*shared.options.io).map_err(|failure| {
-            format!("{}: {failure}", epoch.path.display())
-        })?;
+        let delta = epoch
+            .write(entries, &*shared.options.io)
+            .map_err(|failure| format!("{}: {failure}", epoch.path.display()))?;
         shared.stats.sync.observe(started.elapsed().as_secs_f64());
-        shared.stats.live_bytes.fetch_add(delta as u64, Relaxed);
+        shared.stats.live_bytes.fetch_add(delta, Relaxed);
         shared.stats.disk_bytes.store(epoch.disk_bytes(), Relaxed);
         self.has_written = true;
         Ok(())
@@ -309,7 +321,9 @@ impl Committer {
     fn ensure_working(&mut self) -> Result<(), StoreError> {
         match &self.state {
             State::Working => Ok(()),
-            State::Failed { reason, tried: Some(tried) } if tried.elapsed() < self.shared.options.retry_after => {
+            State::Failed { reason, tried: Some(tried) }
+                if tried.elapsed() < self.shared.options.retry_after =>
+            {
                 Err(self.error(reason))
             }
             State::Failed { .. } => self.rescue(),
@@ -383,7 +397,9 @@ impl Committer {
             old.copy_into(&fresh, io).map_err(text)?;
             let tmp = folder.prepare(number).map_err(|error| error.to_string())?;
             io.at(Step::CurrentWritten, &tmp).map_err(|error| error.to_string())?;
-            std::fs::rename(&tmp, folder.current_path()).map_err(fs::named("rename", &tmp)).map_err(|e| e.to_string())?;
+            std::fs::rename(&tmp, folder.current_path())
+                .map_err(fs::named("rename", &tmp))
+                .map_err(|e| e.to_string())?;
             Ok(fresh)
         }))
         .unwrap_or_else(|panic| Err(panic_text(&*panic)));
@@ -421,12 +437,9 @@ impl Committer {
     /// Every few seconds: a write where there was none, a look for blob files, a rotation where it pays.
     fn beat(&mut self) {
         if !mem::take(&mut self.has_written) {
-            self.beats += 1;
-            if let Some(value) = self.shared.sealer.seal(INTERNAL, &HEARTBEAT[1..], &self.beats.to_be_bytes()) {
-                // A failure is in the health and in the log already.
-                let _ = self.write(&[Entry { key: HEARTBEAT.into(), value: Some(value.into()) }]);
-                self.has_written = false;
-            }
+            // A failure is in the health and in the log already.
+            let _ = self.write(Vec::new());
+            self.has_written = false;
         }
         let Some(epoch) = self.shared.current.load_full() else { return };
         let Shared { stats, options, .. } = &*self.shared;
@@ -434,8 +447,8 @@ impl Committer {
             tracing::error!(path = %epoch.path.display(), "sled has blob files, which are never synced");
         }
         let (live, disk) = (stats.live_bytes.load(Relaxed), epoch.disk_bytes());
-        let is_worth_it =
-            disk > options.rotate_above_bytes && live.saturating_mul(100) < disk.saturating_mul(options.rotate_below_percent);
+        let is_worth_it = disk > options.rotate_above_bytes
+            && live.saturating_mul(100) < disk.saturating_mul(options.rotate_below_percent);
         let may = self.rotate_not_before.is_none_or(|time| time <= Instant::now());
         drop(epoch);
         if is_worth_it && may && matches!(self.state, State::Working) && self.rotate().is_err() {
@@ -450,7 +463,12 @@ impl Shared {
         self.current.load_full().ok_or_else(|| StoreError::Closed { path: self.dir.clone() })
     }
 
-    pub(super) fn unsealed(&self, tree: super::Tree, key: &[u8], stored: &[u8]) -> Result<Vec<u8>, StoreError> {
+    pub(super) fn unsealed(
+        &self,
+        tree: super::Tree,
+        key: &[u8],
+        stored: &[u8],
+    ) -> Result<Vec<u8>, StoreError> {
         self.sealer.unseal(tree.byte(), key, stored).map_err(|_| {
             self.stats.undecryptable.fetch_add(1, Relaxed);
             StoreError::Undecryptable { path: self.dir.clone(), tree, key: key.to_vec() }

@@ -35,8 +35,8 @@ pub(super) const INTERNAL: u8 = 0;
 pub(super) const MARKER: &[u8] = &[INTERNAL, b'e'];
 /// What the marker adds to the live bytes.
 pub(super) const MARKER_BYTES: u64 = (MARKER.len() + 8 + OVERHEAD) as u64;
-/// Rewritten when nothing else was, which watches sled's own threads.
-pub(super) const HEARTBEAT: &[u8] = &[INTERNAL, b'h'];
+/// The number of the group, in each of them.
+pub(super) const SEQUENCE: &[u8] = &[INTERNAL, b'n'];
 
 const SEGMENT: usize = 2 * 1024 * 1024;
 const COPY_BYTES: usize = 1024 * 1024;
@@ -75,7 +75,7 @@ pub(super) struct Folder {
 }
 
 /// What `CURRENT` says.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Current {
     /// This epoch, and it is there.
     Is(u64),
@@ -99,7 +99,12 @@ pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 impl Epoch {
     /// Opens an epoch that must be there and whole, and counts its bytes.
-    pub(super) fn open(folder: &Folder, number: u64, cache: u64, io: &dyn Io) -> Result<(Epoch, u64), Failure> {
+    pub(super) fn open(
+        folder: &Folder,
+        number: u64,
+        cache: u64,
+        io: &dyn Io,
+    ) -> Result<(Epoch, u64), Failure> {
         let path = folder.epoch(number);
         if !path.join("db").is_file() {
             return Err(Failure::Missing("its file `db` is gone"));
@@ -169,8 +174,9 @@ impl Epoch {
         self.db.as_ref().expect("taken on drop only")
     }
 
-    /// Applies the changes and makes them durable, or finishes the epoch. Gives the change in live bytes.
-    pub(super) fn write(&self, entries: &[Entry], io: &dyn Io) -> Result<i64, Failure> {
+    /// Applies the changes and makes them durable, or finishes the epoch. Gives the change in live bytes, to be
+    /// added with wrapping.
+    pub(super) fn write(&self, entries: &[Entry], io: &dyn Io) -> Result<u64, Failure> {
         // Once finished, nothing more is written: what is on disk is not known any more.
         if self.is_finished() {
             return Err(Failure::Missing("it was finished by an earlier error"));
@@ -197,12 +203,13 @@ impl Epoch {
             self.finish(before);
             return Err(failure);
         }
-        let size = |key: &IVec, value: Option<&IVec>| value.map_or(0, |value| (key.len() + value.len()) as i64);
-        let old: i64 = before.iter().map(|(key, value)| size(key, value.as_ref())).sum();
+        let size =
+            |key: &IVec, value: Option<&IVec>| value.map_or(0, |value| (key.len() + value.len()) as u64);
+        let old: u64 = before.iter().map(|(key, value)| size(key, value.as_ref())).sum();
         let after: BTreeMap<&IVec, Option<&IVec>> =
             entries.iter().map(|entry| (&entry.key, entry.value.as_ref())).collect();
-        let new: i64 = after.iter().map(|(key, value)| size(key, *value)).sum();
-        Ok(new - old)
+        let new: u64 = after.iter().map(|(key, value)| size(key, *value)).sum();
+        Ok(new.wrapping_sub(old))
     }
 
     /// sled's flush, which only hands the pages to the kernel, and then the sync that counts.
@@ -446,7 +453,8 @@ impl Folder {
     pub(super) fn delete_others(&self, keep: u64) -> io::Result<()> {
         for number in self.numbers("epoch-")?.into_iter().filter(|number| *number != keep) {
             let path = self.epoch(number);
-            std::fs::rename(&path, self.dir.join(format!("trash-{number}"))).map_err(fs::named("rename", &path))?;
+            std::fs::rename(&path, self.dir.join(format!("trash-{number}")))
+                .map_err(fs::named("rename", &path))?;
         }
         for number in self.numbers("trash-")? {
             let path = self.dir.join(format!("trash-{number}"));

@@ -52,8 +52,12 @@ pub(super) fn write_beside(path: &Path, bytes: &[u8], mode: u32) -> io::Result<P
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named("remove", &tmp)(error)),
         _ => {}
     }
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp).map_err(named("create", &tmp))?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&tmp)
+        .map_err(named("create", &tmp))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(named("write", &tmp))?;
     Ok(tmp)
 }

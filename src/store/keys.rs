@@ -6,7 +6,8 @@
 //! warning: whoever has the volume then has the key.
 
 use std::{
-    fmt, io,
+    fmt::{self, Write as _},
+    io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -179,7 +180,11 @@ impl SecretFile {
         };
         let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
         if mode & 0o077 != 0 {
-            warnings.push(format!("{} may be read by others (mode {:o}): chmod 600 it", path.display(), mode & 0o777));
+            warnings.push(format!(
+                "{} may be read by others (mode {:o}): chmod 600 it",
+                path.display(),
+                mode & 0o777
+            ));
         }
         let mut file = SecretFile::default();
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -202,7 +207,7 @@ impl SecretFile {
         let mut text = String::new();
         for (name, value) in [("wrapping", &self.wrapping), ("hmac", &self.hmac)] {
             if let Some(value) = value {
-                text += &format!("{name} {}\n", general_purpose::STANDARD.encode(value));
+                let _ = writeln!(text, "{name} {}", general_purpose::STANDARD.encode(value));
             }
         }
         fs::create_dir(fs::parent(path))
@@ -223,7 +228,9 @@ fn decode(which: &'static str, given: &[u8]) -> Result<Vec<u8>, KeyError> {
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     let given = given.trim_ascii();
     let decoded = hex(given).into_iter().chain(
-        [STANDARD, URL_SAFE].iter().filter_map(|alphabet| GeneralPurpose::new(alphabet, ANY).decode(given).ok()),
+        [STANDARD, URL_SAFE]
+            .iter()
+            .filter_map(|alphabet| GeneralPurpose::new(alphabet, ANY).decode(given).ok()),
     );
     match decoded.into_iter().find(|bytes| bytes.len() >= MIN) {
         Some(bytes) => Ok(bytes),
@@ -265,7 +272,10 @@ mod tests {
     #[test]
     fn raw_hex_and_base64_of_one_secret_are_one_key() {
         let dir = tempfile::tempdir().unwrap();
-        let hex: String = RAW.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut hex = String::new();
+        for byte in RAW {
+            write!(hex, "{byte:02x}").unwrap();
+        }
         let base64 = general_purpose::STANDARD.encode(RAW) + "\n";
         let bare = general_purpose::URL_SAFE_NO_PAD.encode(RAW);
         let raw = keys(RAW, dir.path()).unwrap().0.wrapping;
@@ -279,7 +289,10 @@ mod tests {
     fn a_short_secret_is_refused_by_name_and_not_shown() {
         let dir = tempfile::tempdir().unwrap();
         let error = keys(b"hunter2", dir.path()).unwrap_err().to_string();
-        assert!(error.contains("wrapping") && error.contains("at least 32") && !error.contains("hunter2"), "{error}");
+        assert!(
+            error.contains("wrapping") && error.contains("at least 32") && !error.contains("hunter2"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -300,7 +313,8 @@ mod tests {
     fn a_given_secret_makes_the_generated_one_the_one_before_and_leaves_the_hmac_key() {
         let dir = tempfile::tempdir().unwrap();
         let (own, _) = Keys::load(Given::default(), dir.path()).unwrap();
-        let (given, warnings) = Keys::load(Given { wrapping: Some(RAW), ..Given::default() }, dir.path()).unwrap();
+        let (given, warnings) =
+            Keys::load(Given { wrapping: Some(RAW), ..Given::default() }, dir.path()).unwrap();
         assert_eq!(given.previous, [own.wrapping]);
         assert_eq!(given.hmac("a", b"b"), own.hmac("a", b"b"));
         assert!(warnings.is_empty(), "{warnings:?}");

@@ -47,7 +47,9 @@ impl DataLock {
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
-                Err(Errno::WOULDBLOCK | Errno::INTR) if started.elapsed() < wait => thread::park_timeout(POLL),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if started.elapsed() < wait => {
+                    thread::park_timeout(POLL);
+                }
                 Err(Errno::WOULDBLOCK) => {
                     let mut text = String::new();
                     let _ = file.read_to_string(&mut text);

@@ -8,6 +8,7 @@
 //! VERSION      schema version; a newer one is refused, never touched
 //! key          the data keys, each wrapped by the key-encryption key (outlives epochs)
 //! CURRENT      the name of the epoch that counts
+//! LAST         the number of the last acknowledged group, to notice a database that came back with less
 //! epoch-<n>/   one sled database
 //! corrupt-…/   what could not be opened, kept for a human
 //! ```
@@ -25,7 +26,7 @@
 //! **Failure behaviour.** Where no fresh epoch can be had, commits fail with [`StoreError::Failed`], reads go on, and
 //! each later commit tries again (at most once a second). A batch that was refused is invisible in this process; if
 //! the process dies before the store works again, its bytes may come back, as after any failed sync.
-//! Damage found at start never stops the start: see [`recover`].
+//! Damage found at start never stops the start: see `recover.rs`.
 
 mod api;
 mod commit;
@@ -38,15 +39,16 @@ mod mem;
 mod recover;
 mod schema;
 mod seal;
+mod sequence;
 mod sled;
 mod stats;
-mod volume;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 pub use api::{
-    Batch, BoxFuture, Found, MAX_BATCH, MAX_CHUNK, MAX_KEY, MAX_VALUE, OpenError, Rotation, Store, StoreError, Tree,
-    chunks,
+    Batch, BoxFuture, Found, MAX_BATCH, MAX_CHUNK, MAX_KEY, MAX_VALUE, OpenError, Rotation, Store,
+    StoreError, Tree, chunks,
 };
 pub use io::{Io, RealIo, Step};
 pub use keys::{Given, KeyError, Keys};

@@ -54,6 +54,16 @@ pub enum Alarm {
         /// How many keys can be used.
         usable: usize,
     },
+    /// The database opened and lacks acknowledged groups: its log was damaged, and sled cut it there. **What was settled
+    /// in them is unsettled again.**
+    RolledBack {
+        /// The epoch.
+        path: PathBuf,
+        /// The number of the last acknowledged group.
+        expected: u64,
+        /// The number of the last one in the database.
+        found: u64,
+    },
     /// The version file made no sense and was written anew.
     VersionUnreadable {
         /// The file.
@@ -97,11 +107,16 @@ impl Ladder<'_> {
             Ok(opened) => return self.name(number, opened),
             Err(reason) => reason,
         };
-        if move_snapshots(&path).map_err(OpenError::io("move the snapshots of", &path))? > 0
-            && let Ok(opened) = self.attempt(number)?
-        {
-            alarms.push(Alarm::SnapshotsMoved { path, reason });
-            return self.name(number, opened);
+        if move_snapshots(&path).map_err(OpenError::io("move the snapshots of", &path))? > 0 {
+            match self.attempt(number) {
+                Ok(Ok(opened)) => {
+                    alarms.push(Alarm::SnapshotsMoved { path, reason });
+                    return self.name(number, opened);
+                }
+                // Locked now means by what the first attempt left behind in this process.
+                Ok(Err(_)) | Err(OpenError::Locked { .. }) => {}
+                Err(other) => return Err(other),
+            }
         }
         // Aside first: should we die now, the next start finds no epoch and makes one, and this one is kept.
         let next = self.folder.next_number().map_err(OpenError::io("list", &self.folder.dir))?;
@@ -123,7 +138,11 @@ impl Ladder<'_> {
             };
             if failure.is_locked() {
                 if started.elapsed() >= self.lock_wait {
-                    return Err(OpenError::Locked { path: path.join("db"), pid: None, waited: self.lock_wait });
+                    return Err(OpenError::Locked {
+                        path: path.join("db"),
+                        pid: None,
+                        waited: self.lock_wait,
+                    });
                 }
                 thread::park_timeout(lock::POLL);
                 continue;
@@ -141,12 +160,15 @@ impl Ladder<'_> {
 
     fn fresh_as(&self, number: u64) -> Result<(Epoch, u64), OpenError> {
         let path = self.folder.epoch(number);
-        let epoch = Epoch::create(self.folder, number, self.cache, self.io, self.sealer).map_err(|failure| {
-            match failure.into_system() {
-                Ok(source) => OpenError::Io { doing: "make a database in", path: path.clone(), source },
-                Err(other) => OpenError::Unusable { path: path.clone(), reason: Failure::to_string(&other) },
-            }
-        })?;
+        let epoch =
+            Epoch::create(self.folder, number, self.cache, self.io, self.sealer).map_err(|failure| {
+                match failure.into_system() {
+                    Ok(source) => OpenError::Io { doing: "make a database in", path: path.clone(), source },
+                    Err(other) => {
+                        OpenError::Unusable { path: path.clone(), reason: Failure::to_string(&other) }
+                    }
+                }
+            })?;
         self.name(number, (epoch, MARKER_BYTES))
     }
 
@@ -160,7 +182,8 @@ impl Ladder<'_> {
     }
 
     fn aside(&self, number: u64) -> PathBuf {
-        let time = jiff::Timestamp::try_from(self.now).unwrap_or_default().strftime("%Y%m%dT%H%M%SZ").to_string();
+        let time =
+            jiff::Timestamp::try_from(self.now).unwrap_or_default().strftime("%Y%m%dT%H%M%SZ").to_string();
         let name = |more: &str| self.folder.dir.join(format!("corrupt-{time}-{number}{more}"));
         let mut path = name("");
         for more in 1.. {
@@ -201,7 +224,16 @@ impl fmt::Display for Alarm {
                  with them cannot be read until the right secret is given",
                 path.display()
             ),
-            Alarm::VersionUnreadable { path } => write!(f, "{} made no sense and was written anew", path.display()),
+            Alarm::RolledBack { path, expected, found } => write!(
+                f,
+                "the database in {} is damaged and lacks the last {} acknowledged commits: writes are lost, and some \
+                 that were sent may look unsent",
+                path.display(),
+                expected - found
+            ),
+            Alarm::VersionUnreadable { path } => {
+                write!(f, "{} made no sense and was written anew", path.display())
+            }
             Alarm::Blobs { path } => {
                 write!(f, "the database in {} has blob files, which are never synced", path.display())
             }

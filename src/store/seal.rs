@@ -57,7 +57,12 @@ pub(super) struct Unsealable;
 
 impl Sealer {
     /// Reads the data keys, re-wraps what an older key wrapped, and makes one where none can be used.
-    pub(super) fn open(dir: &Path, keys: &Keys, is_new: bool, alarms: &mut Vec<Alarm>) -> Result<Sealer, OpenError> {
+    pub(super) fn open(
+        dir: &Path,
+        keys: &Keys,
+        is_new: bool,
+        alarms: &mut Vec<Alarm>,
+    ) -> Result<Sealer, OpenError> {
         let path = dir.join(FILE);
         let text = match std::fs::read(&path) {
             Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
@@ -181,7 +186,7 @@ fn unwrap_line(line: &str, wrapping: &[u8; 32]) -> Option<DataKey> {
     let mut body = body.to_vec();
     let aead = RandomizedNonceKey::new(&AES_256_GCM_SIV, wrapping).ok()?;
     let plain = aead.open_in_place(nonce, wrap_associated(id), &mut body).ok()?;
-    DataKey::new(id, (&*plain).get(..32)?.try_into().ok()?)
+    DataKey::new(id, plain.get(..32)?.try_into().ok()?)
 }
 
 fn wrap_associated(id: u32) -> Aad<[u8; 24]> {

@@ -2,7 +2,7 @@
 
 use std::{
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::Ordering::Relaxed,
@@ -18,11 +18,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::{
     Alarm, Batch, BoxFuture, Found, Health, Io, Keys, OpenError, RealIo, Rotation, Store, StoreError, Tree,
     commit::{Commit, Committer, Job, Shared, Visit},
-    epoch::{Current, Folder, prefixed},
+    epoch::{Current, Epoch, Folder, INTERNAL, SEQUENCE, prefixed},
     fs,
     recover::Ladder,
     schema,
     seal::Sealer,
+    sequence::Sequence,
     stats::Stats,
     volume,
 };
@@ -103,6 +104,16 @@ impl Options {
     }
 }
 
+// === impl OpenReport ===
+
+impl OpenReport {
+    /// Whether the database came back older than it was acknowledged to be. What was settled may be pending again, so
+    /// nothing that could take effect twice may be sent before a human looked.
+    pub fn is_rolled_back(&self) -> bool {
+        self.alarms.iter().any(|alarm| matches!(alarm, Alarm::RolledBack { .. }))
+    }
+}
+
 // === impl SledStore ===
 
 impl SledStore {
@@ -128,6 +139,15 @@ impl SledStore {
         if let Err(error) = folder.delete_others(epoch.number) {
             tracing::warn!(path = %dir.display(), %error, "an old epoch cannot be deleted");
         }
+        let (last, noted) = Sequence::open(dir).map_err(OpenError::io("open the last number in", dir))?;
+        let number = number(&epoch, &sealer);
+        if let (Some(expected), Some(found)) = (noted, number)
+            && found < expected
+            && !was_set_aside(&alarms)
+        {
+            alarms.push(Alarm::RolledBack { path: epoch.path.clone(), expected, found });
+        }
+        let number = number.max(noted).unwrap_or(0);
         let next_epoch = folder.next_number().map_err(OpenError::io("list", dir))?;
         let stats = Stats::new();
         stats.live_bytes.store(live_bytes, Relaxed);
@@ -152,7 +172,7 @@ impl SledStore {
             options,
         });
         let (jobs, receiver) = channel();
-        start(Committer::new(shared.clone(), next_epoch), receiver, dir)?;
+        start(Committer::new(shared.clone(), next_epoch, number, last), receiver, dir)?;
         Ok((SledStore { shared, jobs, slots }, report))
     }
 
@@ -169,6 +189,18 @@ impl SledStore {
     fn closed(&self) -> StoreError {
         StoreError::Closed { path: self.shared.dir.clone() }
     }
+}
+
+/// The number of the last group in the database; `None` where it cannot be read.
+fn number(epoch: &Epoch, sealer: &Sealer) -> Option<u64> {
+    let Some(stored) = epoch.get(SEQUENCE).ok()? else { return Some(0) };
+    let plain = sealer.unseal(INTERNAL, &SEQUENCE[1..], &stored).ok()?;
+    Some(u64::from_be_bytes(plain.try_into().ok()?))
+}
+
+/// Then a fresh database is no wonder.
+fn was_set_aside(alarms: &[Alarm]) -> bool {
+    alarms.iter().any(|alarm| matches!(alarm, Alarm::SetAside { .. } | Alarm::CurrentLost { used: None, .. }))
 }
 
 fn start(committer: Committer, jobs: Receiver<Job>, dir: &Path) -> Result<(), OpenError> {
@@ -219,7 +251,8 @@ impl Store for SledStore {
 
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let epoch = self.shared.reading()?;
-        let stored = epoch.get(&prefixed(tree.byte(), key)).map_err(|failure| read_error(&epoch.path, &failure))?;
+        let stored =
+            epoch.get(&prefixed(tree.byte(), key)).map_err(|failure| read_error(&epoch.path, &failure))?;
         stored.map(|stored| self.shared.unsealed(tree, key, &stored)).transpose()
     }
 
@@ -267,6 +300,6 @@ impl Store for SledStore {
     }
 }
 
-fn read_error(path: &PathBuf, failure: &super::epoch::Failure) -> StoreError {
-    StoreError::Read { path: Arc::from(path.as_path()), reason: failure.to_string().into() }
+fn read_error(path: &Path, failure: &super::epoch::Failure) -> StoreError {
+    StoreError::Read { path: Arc::from(path), reason: failure.to_string().into() }
 }

@@ -60,7 +60,8 @@ pub struct Histogram {
     pub sum: f64,
 }
 
-const SYNC_BOUNDS: &[f64] = &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const SYNC_BOUNDS: &[f64] =
+    &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const GROUP_BOUNDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 pub(super) struct Stats {
@@ -85,7 +86,7 @@ pub(super) struct Stats {
 
 pub(super) struct Counts {
     bounds: &'static [f64],
-    counts: Vec<AtomicU64>,
+    slots: Vec<AtomicU64>,
     /// In millionths.
     sum: AtomicU64,
 }
@@ -159,19 +160,23 @@ impl Stats {
 
 impl Counts {
     fn new(bounds: &'static [f64]) -> Counts {
-        Counts { bounds, counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(), sum: AtomicU64::new(0) }
+        Counts {
+            bounds,
+            slots: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(),
+            sum: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn observe(&self, value: f64) {
         let slot = self.bounds.partition_point(|bound| *bound < value);
-        self.counts[slot].fetch_add(1, Relaxed);
+        self.slots[slot].fetch_add(1, Relaxed);
         self.sum.fetch_add((value * 1e6) as u64, Relaxed);
     }
 
     fn snapshot(&self) -> Histogram {
         Histogram {
             bounds: self.bounds,
-            counts: self.counts.iter().map(|count| count.load(Relaxed)).collect(),
+            counts: self.slots.iter().map(|count| count.load(Relaxed)).collect(),
             sum: self.sum.load(Relaxed) as f64 / 1e6,
         }
     }
