@@ -136,7 +136,9 @@ impl Queue {
         let journal = Journal::new(parts.store);
         let reader = journal.clone();
         let loaded = tokio::task::spawn_blocking(move || reader.load()).await.unwrap_or_else(|error| {
-            if error.is_panic() { std::panic::resume_unwind(error.into_panic()) }
+            if error.is_panic() {
+                std::panic::resume_unwind(error.into_panic())
+            }
             Ok(super::journal::Loaded::default())
         })?;
         let room = (parts.config)().settings.queue.buffer_total.0 / PIECE;
@@ -241,7 +243,8 @@ impl Queue {
         let done = work(&mut book);
         if std::mem::take(&mut book.has_changed) {
             for state in State::ALL {
-                self.gauges[state as usize].set(book.depth(state) as i64);
+                let depth = i64::try_from(book.depth(state)).unwrap_or(i64::MAX);
+                self.gauges[state as usize].set(depth);
             }
             self.unsettled.store(book.unsettled, Ordering::Release);
             drop(book);
@@ -359,9 +362,8 @@ impl Queue {
             }
             let policy = policy_of(&config, &entry.record);
             let rules = rules_of(&config, &entry.record, &policy);
-            let (progress, effects) = state::step(&entry.record.progress, rules, input, now).map_err(|why| {
-                conflict(format!("the write {id} is {}: {why}", entry.state().as_str()))
-            })?;
+            let (progress, effects) = state::step(&entry.record.progress, rules, input, now)
+                .map_err(|why| conflict(format!("the write {id} is {}: {why}", entry.state().as_str())))?;
             let mut record = (*entry.record).clone();
             let row = row_of(&record, &progress, now, actor, what, why);
             record.progress = progress;
@@ -435,7 +437,9 @@ impl Queue {
             let _ = self.transition(id, Input::Expire, "seawall", "expired", None).await;
         }
         for id in old {
-            let Some(record) = self.with(|book| book.get(id).map(|entry| entry.record.clone())) else { continue };
+            let Some(record) = self.with(|book| book.get(id).map(|entry| entry.record.clone())) else {
+                continue;
+            };
             // On disk first: what is forgotten in memory only would come back at the next start.
             if self.journal.commit(Journal::removal(&record)).await.is_ok() {
                 self.with(|book| book.remove(id));
@@ -533,7 +537,9 @@ impl PendingWrites for Queue {
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Queue").field("unsettled", &self.unsettled.load(Ordering::Relaxed)).finish_non_exhaustive()
+        f.debug_struct("Queue")
+            .field("unsettled", &self.unsettled.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
     }
 }
 
@@ -542,15 +548,17 @@ async fn read_answer(response: http::Response<Body>) -> Result<Answer, ProxyErro
     let (parts, body) = response.into_parts();
     match buffer::read(body, MAX_ANSWER as u64, |_| true).await {
         Ok(body) => Ok(Answer { parts, body }),
-        Err(error) => match delivery::of_answer(parts.status, parts.headers.contains_key(header::RETRY_AFTER)) {
-            delivery::Delivery::Answered(_) | delivery::Delivery::NotSent(_) => {
-                Err(ProxyError::Cut(error.to_string()))
+        Err(error) => {
+            match delivery::of_answer(parts.status, parts.headers.contains_key(header::RETRY_AFTER)) {
+                delivery::Delivery::Answered(_) | delivery::Delivery::NotSent(_) => {
+                    Err(ProxyError::Cut(error.to_string()))
+                }
+                // Its status says all that counts.
+                delivery::Delivery::Refused(_) | delivery::Delivery::Ambiguous(_) => {
+                    Ok(Answer { parts, body: Read::Whole(Bytes::new()) })
+                }
             }
-            // Its status says all that counts.
-            delivery::Delivery::Refused(_) | delivery::Delivery::Ambiguous(_) => {
-                Ok(Answer { parts, body: Read::Whole(Bytes::new()) })
-            }
-        },
+        }
     }
 }
 
@@ -571,7 +579,11 @@ pub(super) fn rules_of(config: &Snapshot, record: &Record, policy: &RoutePolicy)
 }
 
 /// Until when a settled record is kept.
-pub(super) fn keep_until(config: &Snapshot, record: &Record, now: jiff::Timestamp) -> Option<jiff::Timestamp> {
+pub(super) fn keep_until(
+    config: &Snapshot,
+    record: &Record,
+    now: jiff::Timestamp,
+) -> Option<jiff::Timestamp> {
     let settings = &config.settings.queue;
     let span = match record.progress.state {
         State::Done if record.is_ticket => settings.done_retention,

@@ -166,7 +166,8 @@ impl Pace {
         group.is_refused = true;
         group.streak = 0;
         group.width = 1;
-        let wait = wait.unwrap_or_else(|| doubled(Duration::from_secs(1), group.misses, Duration::from_secs(60)));
+        let wait =
+            wait.unwrap_or_else(|| doubled(Duration::from_secs(1), group.misses, Duration::from_secs(60)));
         group.misses = group.misses.saturating_add(1);
         group.until = now + wait.min(LONGEST);
         group.until
@@ -230,7 +231,10 @@ impl Pace {
 
     /// Groups that rest, with the time when they try again.
     pub fn resting(&self, now: Moment) -> impl Iterator<Item = (&Arc<str>, Moment)> {
-        self.groups.iter().filter(move |(_, group)| group.until > now).map(|(name, group)| (name, group.until))
+        self.groups
+            .iter()
+            .filter(move |(_, group)| group.until > now)
+            .map(|(name, group)| (name, group.until))
     }
 
     /// How many are in flight.

@@ -495,7 +495,8 @@ pub(super) mod tests {
     #[test]
     fn credentials_and_fields_of_the_connection_are_not_stored() {
         let mut headers = HeaderMap::new();
-        for name in ["authorization", "cookie", "proxy-authorization", "seawall-token", "connection", "host"] {
+        for name in ["authorization", "cookie", "proxy-authorization", "seawall-token", "connection", "host"]
+        {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("secret"));
         }
         headers.insert("if-match", HeaderValue::from_static("\"v1\""));

@@ -12,11 +12,11 @@ use crate::error::ProxyError;
 use crate::flexport::problem::{self, Asked};
 use crate::flexport::routes::OrderRule;
 use crate::http::headers::{
-    FLEXPORT_VERSION, IDEMPOTENCY_KEY, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED, SEAWALL_DUPLICATE,
-    SEAWALL_ORDER_KEY, SEAWALL_QUEUE, SEAWALL_QUEUE_MAX_AGE, SEAWALL_SOURCE, SEAWALL_WRITE_ID, strip_framing,
+    FLEXPORT_VERSION, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED, SEAWALL_DUPLICATE, SEAWALL_ORDER_KEY,
+    SEAWALL_QUEUE, SEAWALL_QUEUE_MAX_AGE, SEAWALL_SOURCE, SEAWALL_WRITE_ID, strip_framing,
     strip_seawall_request,
 };
-use crate::http::{Body, prefer};
+use crate::http::{Body, idempotency, prefer};
 use crate::ids::WriteId;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use serde_json::{Value, json};
@@ -31,8 +31,8 @@ use tower::{Service, ServiceExt};
 /// The longest that `Prefer: wait` is followed.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
-/// The longest key of the caller's, by the contract.
-const MAX_KEY: usize = 255;
+/// The longest order key of the caller's.
+const MAX_ORDER_KEY: usize = 255;
 
 /// The queue in front of an upstream.
 #[derive(Clone)]
@@ -117,11 +117,12 @@ async fn write(
     let (Some(partition), false) = (identity.partition, is_strict) else {
         return pass(upstream, ctx, request).await;
     };
-    let wishes = Wishes::of(request.headers())?;
     let class = policy.class.filter(|_| settings.enabled);
-    if class.is_none() && wishes.order.is_none() && policy.order == OrderRule::None {
+    let is_ordered = policy.order != OrderRule::None || request.headers().contains_key(SEAWALL_ORDER_KEY);
+    if class.is_none() && !is_ordered {
         return pass(upstream, ctx, request).await;
     }
+    let wishes = Wishes::of(request.headers())?;
     let can_keep = match &identity.credential {
         Credential::None => false,
         Credential::Alias(_) => true,
@@ -230,7 +231,9 @@ async fn write(
                             Err(_) => return in_flight,
                         }
                     }
-                    Repeat::Fresh => return Err(ProxyError::Internal("a fresh write is no repeat".to_owned())),
+                    Repeat::Fresh => {
+                        return Err(ProxyError::Internal("a fresh write is no repeat".to_owned()));
+                    }
                     Repeat::InFlight => return Err(ProxyError::KeyInFlight { write_id: Some(id) }),
                     Repeat::Ticket | Repeat::Answer | Repeat::Unknown => {}
                 }
@@ -295,10 +298,10 @@ impl Queue {
         if is_repeat {
             headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
         }
-        if let Some(wait) = waited {
-            if let Ok(value) = HeaderValue::from_str(&format!("wait={}", wait.as_secs())) {
-                headers.insert(PREFERENCE_APPLIED, value);
-            }
+        if let Some(wait) = waited
+            && let Ok(value) = HeaderValue::from_str(&format!("wait={}", wait.as_secs()))
+        {
+            headers.insert(PREFERENCE_APPLIED, value);
         }
         Ok(response)
     }
@@ -393,7 +396,9 @@ impl Wishes {
         let order = match headers.get(SEAWALL_ORDER_KEY) {
             None => None,
             Some(value) => match value.to_str() {
-                Ok(text) if !text.trim().is_empty() && text.len() <= MAX_KEY => Some(text.trim().to_owned()),
+                Ok(text) if !text.trim().is_empty() && text.len() <= MAX_ORDER_KEY => {
+                    Some(text.trim().to_owned())
+                }
                 _ => return Err(bad("Seawall-Order-Key", "send 1 to 255 printable ASCII characters")),
             },
         };
@@ -404,7 +409,7 @@ impl Wishes {
                 _ => return Err(bad("Seawall-Queue-Max-Age", "send whole seconds, at least 1")),
             },
         };
-        let key = idempotency_key(headers).map_err(|message| bad("Idempotency-Key", message))?;
+        let key = idempotency::parse(headers)?;
         Ok(Self {
             never: is(SEAWALL_QUEUE, "never"),
             order,
@@ -413,65 +418,5 @@ impl Wishes {
             wait: prefer::wait(headers),
             key,
         })
-    }
-}
-
-/// The caller's key; bare and quoted (RFC 9651 §3.3.3) are the same.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, &'static str> {
-    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err("send it once");
-    }
-    let text = value.to_str().map_err(|_| "send printable ASCII only")?.trim();
-    let key = match text.strip_prefix('"') {
-        None => text.to_owned(),
-        Some(rest) => {
-            let inner = rest.strip_suffix('"').ok_or("the closing quote is missing")?;
-            let mut key = String::with_capacity(inner.len());
-            let mut letters = inner.chars();
-            while let Some(letter) = letters.next() {
-                match letter {
-                    '\\' => match letters.next() {
-                        Some(escaped @ ('"' | '\\')) => key.push(escaped),
-                        _ => return Err("a backslash stands only before a quote or a backslash"),
-                    },
-                    '"' => return Err("a quote inside needs a backslash before it"),
-                    letter => key.push(letter),
-                }
-            }
-            key
-        }
-    };
-    if key.is_empty() {
-        return Err("it is empty: send 1 to 255 printable ASCII characters");
-    }
-    if key.len() > MAX_KEY {
-        return Err("it is longer than 255 bytes");
-    }
-    if !key.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-        return Err("send printable ASCII only");
-    }
-    Ok(Some(key))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bare_and_quoted_keys_are_the_same() {
-        let key = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes(text.as_bytes()).unwrap());
-            idempotency_key(&headers)
-        };
-        assert_eq!(key("abc"), Ok(Some("abc".to_owned())));
-        assert_eq!(key("\"abc\""), Ok(Some("abc".to_owned())));
-        assert_eq!(key(r#""a\"b""#), Ok(Some("a\"b".to_owned())));
-        for wrong in ["", "\"\"", "\"abc", "caf\u{e9}", "a\tb", &"x".repeat(256), r#""a"b""#] {
-            assert!(key(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(idempotency_key(&HeaderMap::new()), Ok(None));
     }
 }

@@ -5,7 +5,8 @@ use crate::clock::Clock;
 use crate::config::raw::Span;
 use crate::config::{Settings, Snapshot};
 use crate::context::{
-    Credential, Identity, Lane, PendingWrites, RequestContext, Settled, SettledWrite, Upstream, UpstreamRequest,
+    Credential, Identity, Lane, PendingWrites, RequestContext, Settled, SettledWrite, Upstream,
+    UpstreamRequest,
 };
 use crate::error::ProxyError;
 use crate::event::Bus;
@@ -13,7 +14,7 @@ use crate::flexport::problem::Asked;
 use crate::flexport::routes::{RoutePolicy, RouteTable, built_in};
 use crate::http::Body;
 use crate::ids::{OwnerId, PartitionId, WriteId};
-use crate::store::{MemStore, Tree};
+use crate::store::{MemStore, Store, Tree};
 use crate::task::Tasks;
 use crate::telemetry::Metrics;
 use bytes::Bytes;
@@ -24,6 +25,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
+
+mod soak;
 
 const PARTITION: PartitionId = PartitionId([1; 16]);
 const OWNER: OwnerId = OwnerId([2; 16]);
@@ -238,7 +241,13 @@ impl Rig {
         })
     }
 
-    fn request(&self, method: Method, target: &str, body: &str, fields: &[(&'static str, &str)]) -> Request<Body> {
+    fn request(
+        &self,
+        method: Method,
+        target: &str,
+        body: &str,
+        fields: &[(&'static str, &str)],
+    ) -> Request<Body> {
         self.request_as(Credential::Alias("main".into()), method, target, body, fields)
     }
 
@@ -286,9 +295,11 @@ impl Rig {
     }
 
     fn state(&self, id: WriteId) -> Option<State> {
-        self.queue.list(&Filter { limit: 1000, ..Filter::default() }).writes.iter().find_map(|ticket| {
-            (ticket.write_id == id).then_some(ticket.state)
-        })
+        self.queue
+            .list(&Filter { limit: 1000, ..Filter::default() })
+            .writes
+            .iter()
+            .find_map(|ticket| (ticket.write_id == id).then_some(ticket.state))
     }
 
     async fn until(&self, id: WriteId, state: State) {
@@ -504,9 +515,12 @@ async fn a_replayable_write_in_doubt_is_sent_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_create_in_doubt_is_unknown_and_its_twin_is_not_sent() {
-    for act in [Act::Fail(ProxyError::HeadTimeout), Act::Answer(500, &[], ""), Act::Panic,
-        Act::Answer(503, &[("retry-after", "1")], "")]
-    {
+    for act in [
+        Act::Fail(ProxyError::HeadTimeout),
+        Act::Answer(500, &[], ""),
+        Act::Panic,
+        Act::Answer(503, &[("retry-after", "1")], ""),
+    ] {
         let rig = Rig::new().await;
         rig.world.next(act);
         let sent = rig.post("/bookings", "{}", &[]).await;
@@ -631,6 +645,9 @@ async fn what_must_not_be_queued_does_not_overtake_either() {
     let never = rig.patch("/shipments/1", "2", &[("seawall-queue", "never")]).await;
     assert_eq!((never.status, never.id()), (409, id));
     assert!(matches!(never.error, Some(ProxyError::OrderConflict { .. })));
+    let request = rig.request(Method::DELETE, "/x", "", &[("seawall-order-key", "shipments/1")]);
+    let other = Sent::of(rig.send(request).await).await;
+    assert_eq!((other.status, other.id()), (409, id));
     let alone = rig.patch("/shipments/2", "2", &[("seawall-queue", "never")]).await;
     assert!(matches!(alone.error, Some(ProxyError::BreakerOpen { .. })));
     assert_eq!(rig.queue.list(&Filter::default()).writes.len(), 1);
@@ -876,7 +893,8 @@ async fn a_passed_credential_is_sealed_with_its_record_and_a_newer_one_replaces_
     let rig = Rig::new().await;
     rig.world.next(Act::Refuse(open()));
     let passed = || Credential::Passed(HeaderValue::from_static("Bearer mine"));
-    let id = Sent::of(rig.send(rig.request_as(passed(), Method::POST, "/bookings", "{}", &[])).await).await.id();
+    let id =
+        Sent::of(rig.send(rig.request_as(passed(), Method::POST, "/bookings", "{}", &[])).await).await.id();
     let rig = rig.restart().await;
     rig.until(id, State::Done).await;
     assert_eq!(rig.world.arrivals()[0].token.as_deref(), Some("Bearer mine"));
@@ -886,6 +904,14 @@ async fn a_passed_credential_is_sealed_with_its_record_and_a_newer_one_replaces_
     rig.world.next(Act::Refuse(open()));
     let sent = Sent::of(rig.send(rig.request_as(passed(), Method::POST, "/bookings", "{}", &[])).await).await;
     assert!(matches!(sent.error, Some(ProxyError::BreakerOpen { .. })));
+    // Not even a create in doubt leaves the token on disk.
+    rig.world.next(Act::Fail(ProxyError::HeadTimeout));
+    let request = rig.request_as(passed(), Method::POST, "/bookings", "{\"b\":1}", &[]);
+    let id = Sent::of(rig.send(request).await).await.id();
+    rig.settle().await;
+    let mut key = id.as_bytes().to_vec();
+    key.extend_from_slice(&u32::MAX.to_be_bytes());
+    assert_eq!(rig.store.get(Tree::Body, &key).unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1005,7 +1031,9 @@ async fn only_the_owner_sees_a_ticket() {
 async fn reads_and_unqueued_routes_pass() {
     let rig = Rig::new().await;
     rig.world.always(Some(Act::Refuse(open())));
-    for (method, target) in [(Method::GET, "/bookings"), (Method::POST, "/oauth/token"), (Method::DELETE, "/x")] {
+    for (method, target) in
+        [(Method::GET, "/bookings"), (Method::POST, "/oauth/token"), (Method::DELETE, "/x")]
+    {
         let sent = Sent::of(rig.send(rig.request(method, target, "{}", &[])).await).await;
         assert!(matches!(sent.error, Some(ProxyError::BreakerOpen { .. })));
     }

@@ -45,7 +45,8 @@ fn what_may_have_been_applied_is_not_cancelled() {
 
 #[test]
 fn poison_dies_only_while_others_succeed() {
-    let error = |others_succeed| Input::Doubt { reason: Reason::ServerError, status: Some(500), others_succeed };
+    let error =
+        |others_succeed| Input::Doubt { reason: Reason::ServerError, status: Some(500), others_succeed };
     let mut progress = Progress::new();
     for _ in 0..20 {
         progress = step(&progress, R, Input::Send, NOW).unwrap().0;
