@@ -404,7 +404,7 @@ impl Live {
         match outcome {
             Ok(answer) if answer.parts.status.is_success() => {
                 let width = self.ctx.config.settings.queue.max_parallel as usize;
-                self.queue.with(|book| book.pace.succeeded(&bucket, width));
+                self.queue.with(|book| book.pace.succeeded(&bucket, now, width));
                 if let Credential::Passed(value) = &self.credential {
                     self.queue.remember_token(self.record.partition, value);
                 }

@@ -346,7 +346,7 @@ impl Queue {
         let due = self.moment() + rest;
         self.with(|book| {
             if was_success {
-                book.pace.succeeded(&payer, config.settings.queue.max_parallel as usize);
+                book.pace.succeeded(&payer, moment, config.settings.queue.max_parallel as usize);
             }
             book.change(id, |entry| {
                 entry.record = record.clone();
