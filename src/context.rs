@@ -131,6 +131,8 @@ pub type BeforeSend = Box<dyn FnOnce() -> BoxFuture<Result<(), ProxyError>> + Se
 pub trait AttemptObserver: Send + Sync {
     /// The attempt began; a probe's deadline runs from here.
     fn began(&self);
+    /// The head is there and the body follows: a long healthy body is not waited for. At most once per attempt.
+    fn answered(&self, _delivery: Delivery, _head_after: Duration) {}
     /// The attempt is over: at the end of the body, or when there was no head.
     fn ended(&self, outcome: AttemptOutcome);
 }
@@ -182,6 +184,12 @@ pub struct SettledWrite {
 pub trait PendingWrites: Send + Sync {
     /// How many unsettled writes touch this path of this partition, and since when the oldest waits.
     fn pending(&self, partition: PartitionId, path: &str) -> Option<Pending>;
+}
+
+/// Asked by the cache: how the upstream does, as the breakers see it.
+pub trait GroupHealth: Send + Sync {
+    /// Whether calls of this group fail at this time, so that a caller with a copy at hand need not wait long.
+    fn shows_failures(&self, group: &str) -> bool;
 }
 
 /// Unsettled writes of a resource.

@@ -28,9 +28,11 @@ pub mod upstream;
 
 // Row 3: assembly.
 pub mod admin;
+pub mod stack;
 pub mod server;
 
 // Row 4: programs.
+pub mod app;
 pub mod cli;
 #[cfg(feature = "simulator")]
 pub mod sim;

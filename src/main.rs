@@ -1,2 +1,11 @@
 //! The `seawall` binary.
-fn main() {}
+
+use clap::Parser;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    seawall::cli::run(seawall::cli::Cli::parse())
+}

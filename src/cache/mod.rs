@@ -1,1 +1,156 @@
-//! (module cache)
+//! Reads: answered from the last good copy when it is fresh, or when Flexport cannot answer.
+//!
+//! What it is by RFC 9111: the store is partitioned by whose data it is, so inside a partition it is a private
+//! cache. [`policy`](self) decides, purely; an entry's freshness is always worked out from the entry, never by an
+//! eviction. On a cacheable route a fixed list of request fields goes upstream, and all of them are in the key:
+//! what is not keyed cannot change the answer, so nobody can poison it.
+//!
+//! Invariants:
+//! - The last good copy is never replaced by an error, a cut body or an answer that cannot be kept.
+//! - A fill that began before an invalidation may answer its callers, is not kept, and is joined by nobody who came
+//!   after (see `invalidate`).
+//! - A caller that leaves never kills a fill (see `flight`).
+//! - An answer that the upstream gave is replaced by a stale copy or by nothing.
+//! - A token that the upstream refused sees no copy (see `refusals`).
+//!
+//! Failure: with no copy that may be used, an answer of the upstream's passes through as it came, and an error stays
+//! an error; `front::rescue` makes the answer.
+
+mod answer;
+mod counters;
+mod entry;
+mod fetch;
+mod flight;
+mod invalidate;
+mod key;
+mod layer;
+mod memory;
+mod policy;
+mod refusals;
+mod service;
+
+pub use counters::Stats;
+pub use layer::CacheLayer;
+pub use service::{CacheFuture, CacheService};
+
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::config::raw::Profile;
+use crate::context::{GroupHealth, PendingWrites, Settled, SettledWrite};
+use crate::ids::PartitionId;
+use crate::task::Tasks;
+use crate::telemetry::Metrics;
+use counters::Counters;
+use entry::Confirmed;
+use flight::Flights;
+use invalidate::Marks;
+use memory::Memory;
+use refusals::Refusals;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+/// Refreshes in the background at once.
+const REFRESHES: usize = 32;
+/// Whose data it is in the strict profile: everybody's.
+const EVERYBODY: PartitionId = PartitionId([0; 16]);
+
+/// The copies, and what is known about them. One for the process.
+pub struct Cache {
+    memory: Memory,
+    flights: Arc<Flights>,
+    marks: Marks,
+    refusals: Refusals,
+    counters: Counters,
+    refreshes: Arc<Semaphore>,
+    /// When the upstream last confirmed anything, in Unix seconds.
+    newest: AtomicI64,
+    /// By the profile at start: the store cannot change its partitions on a reload.
+    is_strict: bool,
+    clock: Clock,
+    tasks: Tasks,
+    pending: Arc<dyn PendingWrites>,
+    health: Arc<dyn GroupHealth>,
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// An empty cache. Of the settings it takes what only a restart changes: the memory's bound and the profile.
+    pub fn new(
+        settings: &Settings,
+        clock: Clock,
+        metrics: &Metrics,
+        tasks: Tasks,
+        pending: Arc<dyn PendingWrites>,
+        health: Arc<dyn GroupHealth>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            memory: Memory::new(settings.cache.memory.0),
+            flights: Flights::new(),
+            marks: Marks::new(),
+            refusals: Refusals::new(),
+            counters: Counters::new(metrics),
+            refreshes: Arc::new(Semaphore::new(REFRESHES)),
+            newest: AtomicI64::new(i64::MIN),
+            is_strict: settings.profile == Profile::Strict,
+            clock,
+            tasks,
+            pending,
+            health,
+        })
+    }
+
+    /// What it did and what it holds.
+    pub fn stats(&self) -> Stats {
+        let (keys, bytes) = self.memory.settle();
+        self.counters.size(keys, bytes);
+        let newest = self.newest.load(Ordering::Relaxed);
+        let age = (newest != i64::MIN)
+            .then(|| u64::try_from(self.clock.now().as_second().saturating_sub(newest)).unwrap_or(0));
+        self.counters.stats(keys, bytes, age)
+    }
+
+    /// Marks everything out of date: it is revalidated before it is served, and is still there for an outage.
+    pub fn invalidate_all(&self) {
+        self.marks.all();
+    }
+
+    /// Forgets everything.
+    pub fn clear(&self) {
+        // First the marks: a fill under way must not bring back what is being forgotten.
+        self.marks.all();
+        self.memory.clear();
+    }
+
+    fn now(&self) -> Confirmed {
+        Confirmed { at: self.clock.now(), monotonic: Instant::now() }
+    }
+
+    fn partition(&self, own: Option<PartitionId>) -> Option<PartitionId> {
+        if self.is_strict { Some(EVERYBODY) } else { own }
+    }
+}
+
+impl Settled for Cache {
+    fn settled(&self, write: &SettledWrite) {
+        let partition = if self.is_strict { EVERYBODY } else { write.partition };
+        self.marks.path(partition, &write.path);
+        for path in &write.also {
+            self.marks.path(partition, path);
+        }
+        for tag in &write.route.queue.invalidates {
+            self.marks.tag(partition, tag);
+        }
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cache")
+    }
+}
+
+#[cfg(test)]
+mod tests;

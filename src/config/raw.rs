@@ -391,6 +391,8 @@ pub struct Store {
     pub key_env: String,
     /// Free space that is left to others, in bytes. Zero: a tenth of the volume, at most 2 GiB, at least 128 MiB.
     pub min_free: Size,
+    /// How long a start waits for another process to leave the data folder.
+    pub lock_wait: Span,
 }
 
 /// `[telemetry]`
@@ -591,7 +593,7 @@ impl Default for Queue {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { key_file: PathBuf::new(), key_env: String::new(), min_free: Size(0) }
+        Self { key_file: PathBuf::new(), key_env: String::new(), min_free: Size(0), lock_wait: secs(30) }
     }
 }
 
@@ -695,7 +697,7 @@ impl std::str::FromStr for Size {
 impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (unit, size) in [("GiB", 1024 * MIB), ("MiB", MIB), ("KiB", KIB)] {
-            if self.0 >= size && self.0 % size == 0 {
+            if self.0 >= size && self.0.is_multiple_of(size) {
                 return write!(f, "{}{unit}", self.0 / size);
             }
         }

@@ -1,13 +1,15 @@
 //! The configuration as the layers see it: checked, resolved, immutable. A reload makes a new one.
 
-use super::{Secret, Settings};
+use super::diagnose::origin_of;
+use super::{Origin, Origins, Secret, Settings};
 use crate::flexport::routes::RouteTable;
 use http::HeaderValue;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// One consistent state of the configuration.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Snapshot {
     /// What was set, with defaults.
     pub settings: Settings,
@@ -27,6 +29,14 @@ pub struct Snapshot {
     pub store_key: Option<Secret>,
     /// Counts reloads, from 1.
     pub generation: u64,
+    /// The configuration file. `None`: the built-in defaults, since there is none.
+    pub source: Option<PathBuf>,
+    /// Every file that was read: the configuration's and those of secrets. A change of one is a reason to reload.
+    pub files: Vec<PathBuf>,
+    /// What works but is hardly meant, a line each.
+    pub warnings: Vec<String>,
+    /// Where each key that something sets comes from.
+    pub origins: Arc<Origins>,
 }
 
 /// A service that is allowed to connect.
@@ -38,4 +48,13 @@ pub struct Caller {
     pub token_sha256: [u8; 32],
     /// The alias it goes to Flexport as, in `inject`.
     pub credential: Arc<str>,
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    /// Where the value of a key comes from, such as `cache.max_stale` or `caller[0].name`.
+    pub fn origin_of(&self, key: &str) -> Origin {
+        origin_of(&self.origins, key)
+    }
 }

@@ -92,7 +92,7 @@ pub fn response(error: &ProxyError, asked: &Asked) -> Response<Body> {
             "code": name,
             "message": message,
         });
-        ("application/json", envelope(asked, Value::Null, error))
+        ("application/json", envelope(asked, &Value::Null, &error))
     };
     let mut response = json_response(status, content_type, &body);
     let headers = response.headers_mut();
@@ -144,7 +144,7 @@ pub fn ticket_path(id: &str) -> String {
 }
 
 /// Flexport's envelope in its key order.
-pub fn envelope(asked: &Asked, data: Value, error: Value) -> Value {
+pub fn envelope(asked: &Asked, data: &Value, error: &Value) -> Value {
     json!({
         "_object": "/api/response",
         "self": asked.url(),

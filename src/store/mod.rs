@@ -58,3 +58,4 @@ pub use recover::Alarm;
 pub use schema::SCHEMA;
 pub use sled::{OpenReport, Options, SledStore};
 pub use stats::{Health, Histogram};
+pub use volume::watermark;

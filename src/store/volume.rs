@@ -2,6 +2,14 @@
 
 use std::path::Path;
 
+/// The space that is left to others where nothing was configured: a tenth of the volume, at least 128 MiB and at most
+/// 2 GiB. Blocks.
+pub fn watermark(dir: &Path) -> u64 {
+    const LEAST: u64 = 128 << 20;
+    const MOST: u64 = 2 << 30;
+    rustix::fs::statvfs(dir).map_or(LEAST, |stat| (stat.f_blocks * stat.f_frsize / 10).clamp(LEAST, MOST))
+}
+
 /// Why a folder's content will not outlive the machine or the pod; `None` where it looks lasting. Blocks.
 pub(super) fn ephemeral(dir: &Path) -> Option<&'static str> {
     let dir = std::fs::canonicalize(dir).ok()?;

@@ -68,6 +68,10 @@ pub struct Metrics {
     pub store_commit_seconds: Histogram,
     /// Commits that failed.
     pub store_failures: Counter,
+    /// Bytes of the store's file.
+    pub store_disk_bytes: Gauge,
+    /// Bytes in it that count.
+    pub store_live_bytes: Gauge,
     /// Reloads of the configuration, by result.
     pub config_reloads: Family<ResultLabels, Counter>,
 }
@@ -229,6 +233,8 @@ impl Metrics {
         let store_writable = metric!("store_writable", "Whether the store takes writes", Gauge::default());
         let store_commit_seconds = metric!("store_commit_seconds", "Time of a durable commit", latency());
         let store_failures = metric!("store_failures", "Commits that failed", Counter::default());
+        let store_disk_bytes = metric!("store_disk_bytes", "Bytes of the store's file", Gauge::default());
+        let store_live_bytes = metric!("store_live_bytes", "Bytes in the store that count", Gauge::default());
         let config_reloads =
             metric!("config_reloads", "Reloads of the configuration by result", Family::default());
         Arc::new(Self {
@@ -260,6 +266,8 @@ impl Metrics {
             store_writable,
             store_commit_seconds,
             store_failures,
+            store_disk_bytes,
+            store_live_bytes,
             config_reloads,
         })
     }

@@ -1,1 +1,20 @@
-//! (module upstream)
+//! The way to Flexport: link rewriting, one attempt with its time limits, the client with its pool.
+//!
+//! `stack.rs` puts breaker and limiter between [`LinksLayer`] and [`Attempt`]. Credentials are attached in
+//! [`Attempt`], after everything that stores or keys a request, so that no secret can end up in either.
+//!
+//! Failure behaviour: [`Attempt`] returns an answer's head, or a `ProxyError` whose `Delivery` says whether bytes can
+//! have left. It tells the call's observer exactly once how the attempt went: at the end of the body, or at once when
+//! there was no head. hyper's own resending is off: it would resend in silence.
+
+mod attempt;
+mod body;
+mod client;
+mod links;
+mod probe;
+mod tls;
+
+pub use attempt::Attempt;
+pub use client::{Client, ClientError};
+pub use links::{LinksLayer, Links};
+pub use probe::{Target, run as run_probes};

@@ -1,0 +1,271 @@
+//! Side by side: what a request costs in Seawall, as a ratio to a plain proxy or server that does the same job.
+//!
+//! ```text
+//! cargo bench --bench peers -- [--short] [--report-only] [--self-check]
+//! ```
+//!
+//! | row | measured | beside it | limit |
+//! |---|---|---|---|
+//! | forward 4 KB, 28 KB | Seawall, each request a new shipment | hyper server + client, streaming, no logic | 1.8 |
+//! | hit 4 KB | Seawall, one fresh shipment | hyper server, the same bytes from memory | 2.5 |
+//! | idle memory | Seawall after its start, no traffic | – | 40 MiB |
+//!
+//! How: each program is a process with one worker thread, the same allocator, profile and link-time optimisation, no
+//! TLS, pinned to a core of its own; origin and load share the other core. Rounds alternate, the order within them
+//! too; a row is the median of five ratios of CPU time per request. Ratios hold on any machine, times do not. Every
+//! answer is checked (status, length with rewritten links, `Cache-Status`), so that errors are never measured as
+//! speed. The exit code is 1 when a limit is exceeded, unless `--report-only`.
+//!
+//! `--self-check` measures the peers against themselves: the ratio must be 1, give or take the noise, and says
+//! whether this machine is quiet enough for the rest.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
+
+mod body;
+mod load;
+mod measure;
+mod peers;
+mod process;
+
+use anyhow::{Context as _, Result, bail};
+use body::{LINK_BASE, Sample, Size};
+use load::{Expected, Load, Paths};
+use measure::{Cores, Cpu, median};
+use process::{Running, Target};
+use std::process::ExitCode;
+use std::time::Duration;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ROUNDS: usize = 5;
+const FORWARD_LIMIT: f64 = 1.8;
+const HIT_LIMIT: f64 = 2.5;
+const IDLE_LIMIT: u64 = 40 << 20;
+/// How far from 1 a program may be from itself.
+const SELF_NOISE: f64 = 0.15;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Options {
+    is_short: bool,
+    is_report_only: bool,
+    is_self_check: bool,
+}
+
+/// One row of ratios.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    name: &'static str,
+    size: Size,
+    paths: Paths,
+    /// Requests of a full round: about a second of CPU time and more.
+    requests: u64,
+    limit: f64,
+}
+
+const CASES: [Case; 3] = [
+    Case {
+        name: "forward 4 KB",
+        size: Size::Shipment,
+        paths: Paths::New,
+        requests: 40_000,
+        limit: FORWARD_LIMIT,
+    },
+    Case {
+        name: "forward 28 KB",
+        size: Size::Page,
+        paths: Paths::New,
+        requests: 25_000,
+        limit: FORWARD_LIMIT,
+    },
+    Case { name: "hit 4 KB", size: Size::Shipment, paths: Paths::One, requests: 100_000, limit: HIT_LIMIT },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("peers: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["role", role, argument] => runtime.block_on(play(role, argument)).map(|()| true),
+        // Test runners ask for a list of tests; there are none.
+        _ if words.contains(&"--list") => Ok(true),
+        _ => match options(&words) {
+            Ok(options) => runtime.block_on(run(options)),
+            Err(error) => {
+                eprintln!("peers: {error}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("peers: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn options(words: &[&str]) -> Result<Options> {
+    let mut options = Options::default();
+    for word in words {
+        match *word {
+            "--short" => options.is_short = true,
+            "--report-only" => options.is_report_only = true,
+            "--self-check" => options.is_self_check = true,
+            // Cargo says this to every benchmark.
+            "--bench" => {}
+            other => bail!("{other} is not one of --short, --report-only, --self-check"),
+        }
+    }
+    Ok(options)
+}
+
+/// A child's part.
+async fn play(role: &str, argument: &str) -> Result<()> {
+    let sample = || Size::named(argument).map(Sample::new).context("no such size");
+    match role {
+        "origin" => peers::memory_server(sample()?, false).await,
+        "fresh-origin" | "minimal-server" => peers::memory_server(sample()?, true).await,
+        "minimal-proxy" => peers::minimal_proxy(argument.to_owned()).await,
+        other => bail!("no such role: {other}"),
+    }
+}
+
+/// All rows. Whether each is within its limit.
+async fn run(options: Options) -> Result<bool> {
+    let cores = Cores::pick()?;
+    Cores::pin(cores.load)?;
+    if cores.load == cores.measured {
+        eprintln!("peers: one core only: load and measured process share it");
+    }
+    println!(
+        "{:<14} {:>11} {:>11} {:>7} {:>15} {:>7}",
+        if options.is_self_check { "self-check" } else { "CPU / request" },
+        if options.is_self_check { "peer" } else { "seawall" },
+        "peer",
+        "ratio",
+        "(min … max)",
+        "limit"
+    );
+    let mut is_within = true;
+    for case in CASES {
+        is_within &= compare(case, options, cores).await?;
+    }
+    if !options.is_self_check {
+        is_within &= idle(cores).await?;
+    }
+    if !is_within && options.is_report_only {
+        println!("over a limit; not a failure, since --report-only was given");
+    }
+    Ok(is_within || options.is_report_only)
+}
+
+/// One row of ratios.
+async fn compare(case: Case, options: Options, cores: Cores) -> Result<bool> {
+    let sample = Sample::new(case.size);
+    let is_hit = case.paths == Paths::One;
+    let origin_role = if is_hit { "fresh-origin" } else { "origin" };
+    let origin = Running::peer(origin_role, case.size.name(), cores.load, cores).await?;
+    let peer = || async {
+        if is_hit {
+            Running::peer("minimal-server", case.size.name(), cores.measured, cores).await
+        } else {
+            Running::peer("minimal-proxy", &origin.target.url(), cores.measured, cores).await
+        }
+    };
+    let beside = peer().await?;
+    let measured =
+        if options.is_self_check { peer().await? } else { Running::seawall(&origin.target, cores).await? };
+    let plain = Expected { len: sample.bytes.len(), cache_status: None };
+    let expected = match &measured.target {
+        Target::Peer(_) => plain,
+        Target::Seawall(_) => Expected {
+            len: sample.len_with_links_to(&measured.target.url()),
+            cache_status: Some(if is_hit { "hit" } else { "fwd=" }),
+        },
+    };
+
+    let requests = if options.is_short { case.requests / 4 } else { case.requests };
+    let load = Load::new();
+    let sides = [(&measured, expected), (&beside, plain)];
+    for (running, expected) in sides {
+        // The first answer of a row of hits is the miss that fills the cache.
+        let first = Expected { cache_status: None, ..expected };
+        load.run(running.target.address(), case.paths, 1, first).await?;
+        load.run(running.target.address(), case.paths, requests / 10, expected).await?;
+        running.check_links(&sample).await?;
+    }
+    let (mut ratios, mut costs) = (Vec::new(), [Vec::new(), Vec::new()]);
+    for round in 0..ROUNDS {
+        let mut cost = [0.0; 2];
+        for turn in 0..2 {
+            let side = (round + turn) % 2;
+            let (running, expected) = sides[side];
+            let before = Cpu::of(running.pid())?;
+            load.run(running.target.address(), case.paths, requests, expected).await?;
+            let spent = Cpu::of(running.pid())?.since(&before);
+            anyhow::ensure!(spent > Duration::from_millis(10), "{} cost nothing: {spent:?}", running.target);
+            cost[side] = spent.as_secs_f64() * 1e6 / requests as f64;
+            costs[side].push(cost[side]);
+        }
+        ratios.push(cost[0] / cost[1]);
+    }
+
+    let ratio = median(&ratios);
+    let limit = if options.is_self_check { 1.0 + SELF_NOISE } else { case.limit };
+    let is_within = ratio <= limit && (!options.is_self_check || ratio >= 1.0 - SELF_NOISE);
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    println!(
+        "{:<14} {:>8.1} µs {:>8.1} µs {ratio:>7.2} {:>15} {limit:>7.2}  {}",
+        case.name,
+        median(&costs[0]),
+        median(&costs[1]),
+        format!("({least:.2} … {most:.2})"),
+        verdict(is_within)
+    );
+    Ok(is_within)
+}
+
+/// Memory of a Seawall that nobody has asked anything.
+async fn idle(cores: Cores) -> Result<bool> {
+    let origin = Running::peer("origin", Size::Shipment.name(), cores.load, cores).await?;
+    let seawall = Running::seawall(&origin.target, cores).await?;
+    // What starts behind the listeners (committer, probes, watchers) is there by then.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let bytes = measure::resident(seawall.pid())?;
+    let is_within = bytes <= IDLE_LIMIT;
+    println!(
+        "{:<14} {:>7.1} MiB {:>43.0}  {}",
+        "idle memory",
+        bytes as f64 / f64::from(1 << 20),
+        IDLE_LIMIT as f64 / f64::from(1 << 20),
+        verdict(is_within)
+    );
+    Ok(is_within)
+}
+
+fn verdict(is_within: bool) -> &'static str {
+    if is_within { "ok" } else { "OVER" }
+}
+
+impl Running {
+    /// One answer in full: links point to the proxy, and to nowhere else.
+    async fn check_links(&self, sample: &Sample) -> Result<()> {
+        let Target::Seawall(_) = self.target else { return Ok(()) };
+        let mut connection = load::connect(self.target.address()).await?;
+        let answer = load::ask(&mut connection, self.target.address(), "/shipments/1").await?;
+        let body = http_body_util::BodyExt::collect(answer.into_body()).await?.to_bytes();
+        let expected = String::from_utf8_lossy(&sample.bytes).replace(LINK_BASE, &self.target.url());
+        anyhow::ensure!(body == expected.as_bytes(), "the links of {} were not rewritten", self.target);
+        Ok(())
+    }
+}

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Installs what `make test` needs and is not there. Says nothing and takes no time when all is there. What it cannot
+# install it names; the step that needs it then fails (CI=true) or is reported as NOT RUN.
+set -euo pipefail
+exec </dev/null
+
+readonly NEXTEST=0.9.143 DENY=0.20.2
+
+has() { command -v "$1" >/dev/null 2>&1; }
+say() { printf 'tools: %s\n' "$*" >&2; }
+
+# === Debian packages ===
+
+packages=()
+has cc && has make || packages+=(build-essential) # aws-lc and mimalloc are C; cmake is not needed on Linux
+has curl || packages+=(curl ca-certificates)
+has ps || packages+=(procps)
+has timeout || packages+=(coreutils)
+has node || packages+=(nodejs)
+has npm || packages+=(npm)
+if ((${#packages[@]})); then
+  if has apt-get && [[ $(id -u) == 0 ]]; then
+    say "installing ${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null; } ||
+      say "apt-get could not install ${packages[*]}"
+  else
+    say "please install: ${packages[*]} (only root on Debian can do it from here)"
+  fi
+fi
+
+# === Rust ===
+
+if ! has cargo; then
+  say "please install Rust, at least $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml"): https://rustup.rs"
+  exit 0
+fi
+if has rustup; then
+  cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt || say "no rustfmt"
+  cargo clippy --version >/dev/null 2>&1 || rustup component add clippy || say "no clippy"
+fi
+
+# They run for seconds and build for minutes: built quickly, not to be quick. One folder, so that they share crates.
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+crate() {
+  cargo "${1#cargo-}" --version >/dev/null 2>&1 && return
+  say "installing $1 $2 (a few minutes)"
+  CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+    CARGO_PROFILE_RELEASE_DEBUG=0 \
+    cargo install --locked --quiet --version "$2" --target-dir "$build" "$1" || say "could not install $1"
+}
+crate cargo-nextest "$NEXTEST"
+crate cargo-deny "$DENY"

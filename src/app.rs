@@ -1,0 +1,437 @@
+//! Builds everything, wires it, runs it, and takes it down in order.
+//!
+//! Order of the start: data folder and its lock, keys, sockets (so that what cannot be had is said before anything
+//! else begins), breakers with their overrides, the way to Flexport, store and queue, cache, listeners.
+//!
+//! Order of the end (SIGTERM): not ready → stop accepting → finish what is under way within `server.drain.grace` →
+//! writes still out become durable and their callers get their 202 or 504 → the replayer stops between records →
+//! store closed → lock released.
+
+use crate::admin::{self, Admin};
+use crate::breaker::Breakers;
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::raw::Profile;
+use crate::config::{Diagnostics, Live, ReloadReport, Snapshot};
+use crate::context::{BoxFuture, Credential, GroupHealth, Pending, PendingWrites, Settled, Upstream};
+use crate::event;
+use crate::flexport::links::Bases;
+use crate::front::{AuthLayer, ContextLayer, Identifier, LimitsLayer, TraceLayer};
+use crate::ids::PartitionId;
+use crate::limit::LimitLayer;
+use crate::queue::{self, Queue};
+use crate::server::{Drain, Limits, Listener, LocalLayer, bind};
+use crate::stack;
+use crate::store::{DataLock, Given, Keys, Options, SledStore, Store, watermark};
+use crate::task::Tasks;
+use crate::telemetry::{ListenerLabels, Metrics, ResultLabels};
+use crate::upstream::{self, Attempt, Client};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// A running Seawall.
+pub struct App {
+    /// Address of the data listener.
+    pub data: SocketAddr,
+    /// Address of the admin listener.
+    pub admin: SocketAddr,
+    config: Arc<Live>,
+    breakers: Arc<Breakers>,
+    metrics: Arc<Metrics>,
+    queue: Option<Arc<Queue>>,
+    store: Option<Arc<dyn Store>>,
+    is_draining: Arc<AtomicBool>,
+    data_drain: Drain,
+    admin_drain: Drain,
+    tasks: Tasks,
+    /// Released last.
+    lock: DataLock,
+}
+
+/// Why Seawall does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Something in the configuration; exit code 78.
+    #[error("{0}")]
+    Config(String),
+    /// Something else; exit code 1.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Whoever is made later: the cache asks the queue, which is made after it.
+struct Late<T>(OnceLock<Arc<T>>);
+
+/// How the breakers see the upstream, for the cache.
+struct Health(Arc<Breakers>);
+
+/// What the active probes ask.
+struct ProbeTarget {
+    config: Arc<Live>,
+    breakers: Arc<Breakers>,
+    queue: Option<Arc<Queue>>,
+}
+
+/// How often breakers look at their deadlines.
+const BREAKER_TICK: Duration = Duration::from_millis(250);
+/// How long background tasks may take to stop.
+const STOP: Duration = Duration::from_secs(5);
+
+// === impl App ===
+
+impl App {
+    /// Starts with this configuration.
+    pub async fn start(config: Arc<Live>) -> Result<Self, StartError> {
+        let clock = Clock::system();
+        let snapshot = config.current();
+        let settings = &snapshot.settings;
+        let is_strict = settings.profile == Profile::Strict;
+        for warning in &snapshot.warnings {
+            tracing::warn!("{warning}");
+        }
+
+        let data_dir = settings.data_dir.clone();
+        let lock = prepare(&data_dir, *settings.store.lock_wait)?;
+        let keys = Arc::new(load_keys(&snapshot, &data_dir)?);
+
+        let data_socket = listen(settings.server.listen, "server.listen")?;
+        let admin_socket = listen(settings.admin.listen, "admin.listen")?;
+        let data = data_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
+        let admin_address = admin_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
+        if settings.server.listen.port() == 0 {
+            config.set_bound(data);
+        }
+        let snapshot = config.current();
+        let settings = &snapshot.settings;
+
+        let metrics = Metrics::new();
+        let bus = event::Bus::new(clock);
+        let tasks = Tasks::new();
+        let groups = snapshot.routes.groups();
+
+        let breakers = Breakers::new(
+            &settings.breaker,
+            settings.limiter.max,
+            *settings.upstream.timeout,
+            &groups,
+            Some(data_dir.join("overrides.json")),
+            clock,
+            &metrics,
+            bus.clone(),
+        );
+
+        let base = settings.upstream.base_url.parse().map_err(|_| config_error("upstream.base_url is not a URL"))?;
+        let client = Client::new(&settings.upstream).map_err(|error| StartError::Failed(error.to_string()))?;
+        let attempt = Attempt::new(client, &base, &groups, clock, metrics.clone())
+            .map_err(|_| config_error("upstream.base_url has no usable host"))?;
+        let upstream = if is_strict {
+            stack::strict_upstream(attempt)
+        } else {
+            let bases = Bases::new(&settings.upstream.base_url, &settings.upstream.link_bases, &snapshot.public_url);
+            let limit = LimitLayer::new(settings.limiter.max);
+            let bases = (!bases.is_noop()).then(|| Arc::new(bases));
+            stack::upstream(bases, breakers.clone(), limit, attempt)
+        };
+
+        let late_queue: Arc<Late<Queue>> = Arc::new(Late(OnceLock::new()));
+        let cache = Cache::new(
+            settings,
+            clock,
+            &metrics,
+            tasks.clone(),
+            late_queue.clone(),
+            Arc::new(Health(breakers.clone())) as Arc<dyn GroupHealth>,
+        );
+
+        let opened =
+            if is_strict || !settings.queue.enabled { None } else { Some(open_store(&snapshot, &keys, &data_dir).await?) };
+        let (store, is_rolled_back) = opened.map_or((None, false), |(store, is)| (Some(store), is));
+        let queue = match &store {
+            Some(store) => {
+                let current = config.clone();
+                let parts = queue::Parts {
+                    store: store.clone(),
+                    config: Arc::new(move || current.current()),
+                    upstream: upstream.clone(),
+                    settled: cache.clone() as Arc<dyn Settled>,
+                    changes: breakers.changes(),
+                    clock,
+                    metrics: metrics.clone(),
+                    bus: bus.clone(),
+                    tasks: tasks.clone(),
+                };
+                let queue = Queue::open(parts).await.map_err(|error| StartError::Failed(error.to_string()))?;
+                let _ = late_queue.0.set(queue.clone());
+                Some(queue)
+            }
+            None => None,
+        };
+
+        let is_draining = Arc::new(AtomicBool::new(false));
+        let is_up = Arc::new(AtomicBool::new(false));
+        let current = config.clone();
+        let app = stack::front(
+            ContextLayer::new(Arc::new(move || current.current())),
+            TraceLayer::new(metrics.clone(), &groups),
+            LimitsLayer::new(is_draining.clone()),
+            AuthLayer::new(Arc::new(Identifier::new(&keys.hmac("partition", b"")))),
+            LocalLayer::new(queue.clone(), breakers.clone(), cache.clone()),
+            cache.clone(),
+            upstream.clone(),
+            stack::writes(queue.as_ref().map(Queue::layer), upstream.clone()),
+        );
+        let admin = admin::service(Admin {
+            config: config.clone(),
+            breakers: breakers.clone(),
+            cache: cache.clone(),
+            queue: queue.clone(),
+            store: store.clone(),
+            metrics: metrics.clone(),
+            is_up: is_up.clone(),
+            is_draining: is_draining.clone(),
+            started_at: clock.now(),
+        });
+
+        let limits = Limits::new(&settings.server);
+        let listener = |socket, name| {
+            let labels = ListenerLabels { listener: name };
+            let connections = metrics.connections.get_or_create(&labels).clone();
+            let refused = metrics.connections_refused.get_or_create(&labels).clone();
+            Listener::new(socket, limits, connections, refused)
+        };
+        let data_drain = Drain::new();
+        let admin_drain = Drain::new();
+        tasks.spawn("data listener", listener(data_socket, "data").serve(app, data_drain.clone()));
+        tasks.spawn("admin listener", listener(admin_socket, "admin").serve(admin, admin_drain.clone()));
+        spawn_breaker_ticks(&tasks, breakers.clone());
+        spawn_event_log(&tasks, &bus);
+        if !is_strict {
+            let target = ProbeTarget { config: config.clone(), breakers: breakers.clone(), queue: queue.clone() };
+            spawn_probes(&tasks, target, upstream);
+        }
+        is_up.store(true, Ordering::Relaxed);
+        tracing::info!(
+            data = %data,
+            admin = %admin_address,
+            upstream = settings.upstream.base_url,
+            public_url = &*snapshot.public_url,
+            config = snapshot.source.as_ref().map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string()),
+            "Seawall is up"
+        );
+        Ok(Self {
+            data,
+            admin: admin_address,
+            config,
+            breakers,
+            metrics,
+            queue,
+            store,
+            is_draining,
+            data_drain,
+            admin_drain,
+            tasks,
+            lock,
+        })
+    }
+
+    /// Reads the configuration again.
+    pub async fn reload(&self) -> Result<ReloadReport, Diagnostics> {
+        reload(&self.config, &self.breakers, &self.metrics).await
+    }
+
+    /// Ends in good order. Tells whether everything under way came to its end.
+    pub async fn stop(self) -> bool {
+        let grace = *self.config.current().settings.server.drain.grace;
+        tracing::info!(?grace, "shutting down");
+        self.is_draining.store(true, Ordering::Relaxed);
+        self.data_drain.begin();
+        let mut left = self.data_drain.ended(grace).await;
+        if let Some(queue) = &self.queue {
+            queue.drain(tokio::time::Instant::now()).await;
+        }
+        if left > 0 {
+            // The callers of the writes that were just made durable get their answer before the exit.
+            left = self.data_drain.ended(Duration::from_secs(2)).await;
+        }
+        self.admin_drain.begin();
+        let is_quiet = self.tasks.stop(STOP).await;
+        if let Some(store) = &self.store {
+            store.close().await;
+        }
+        drop(self.lock);
+        tracing::info!(connections_cut = left, "stopped");
+        left == 0 && is_quiet
+    }
+}
+
+/// Reads the configuration again, all or nothing, and gives it to those who keep settings.
+pub async fn reload(
+    config: &Arc<Live>,
+    breakers: &Arc<Breakers>,
+    metrics: &Arc<Metrics>,
+) -> Result<ReloadReport, Diagnostics> {
+    let live = config.clone();
+    let result = tokio::task::spawn_blocking(move || live.reload()).await.unwrap_or_else(|error| {
+        std::panic::resume_unwind(error.into_panic());
+    });
+    let count = |result| {
+        metrics.config_reloads.get_or_create(&ResultLabels { result }).inc();
+    };
+    match &result {
+        Ok(report) => {
+            count("ok");
+            let settings = &config.current().settings;
+            breakers.reconfigure(&settings.breaker, settings.limiter.max, *settings.upstream.timeout);
+            tracing::info!(
+                generation = report.generation,
+                needs_restart = report.needs_restart.join(", "),
+                "configuration reloaded"
+            );
+        }
+        Err(problems) => {
+            count("failed");
+            tracing::error!("the old configuration stays: {problems}");
+        }
+    }
+    result
+}
+
+fn config_error(text: &str) -> StartError {
+    StartError::Config(text.to_owned())
+}
+
+/// The data folder, its mode and its lock.
+fn prepare(dir: &Path, wait: Duration) -> Result<DataLock, StartError> {
+    use std::os::unix::fs::DirBuilderExt;
+    if dir.exists() && !dir.is_dir() {
+        return Err(StartError::Config(format!("data_dir: {} is not a folder", dir.display())));
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
+        StartError::Config(format!("data_dir: {} cannot be made: {error}", dir.display()))
+    })?;
+    DataLock::acquire(dir, wait).map_err(|error| StartError::Failed(error.to_string()))
+}
+
+fn load_keys(snapshot: &Snapshot, dir: &Path) -> Result<Keys, StartError> {
+    let given = Given { wrapping: snapshot.store_key.as_ref().map(|key| key.expose().as_bytes()), ..Given::default() };
+    let (keys, warnings) = Keys::load(given, dir).map_err(|error| StartError::Config(error.to_string()))?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(keys)
+}
+
+fn listen(address: SocketAddr, key: &str) -> Result<tokio::net::TcpListener, StartError> {
+    bind(address).map_err(|error| {
+        let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
+            "; another process has this port"
+        } else {
+            ""
+        };
+        StartError::Failed(format!("{key}: cannot listen on {address}: {error}{hint}"))
+    })
+}
+
+/// Opens the store; a folder that cannot be read is set aside and never keeps Seawall from starting.
+async fn open_store(
+    snapshot: &Snapshot,
+    keys: &Arc<Keys>,
+    dir: &Path,
+) -> Result<(Arc<dyn Store>, bool), StartError> {
+    let path: PathBuf = dir.join("queue");
+    let store = &snapshot.settings.store;
+    let min_free_bytes = if store.min_free.0 == 0 { watermark(dir) } else { store.min_free.0 };
+    let options =
+        Options { min_free_bytes, lock_wait: *store.lock_wait, ..Options::new(Clock::system().now().into()) };
+    let keys = keys.clone();
+    let opened = tokio::task::spawn_blocking(move || SledStore::open(&path, &keys, options))
+        .await
+        .map_err(|error| StartError::Failed(error.to_string()))?;
+    let (store, report) = opened.map_err(|error| StartError::Failed(error.to_string()))?;
+    if let Some(why) = report.ephemeral {
+        tracing::warn!(folder = %dir.display(), "queued writes will not outlive this machine or container: {why}; mount a volume");
+    }
+    Ok((Arc::new(store) as Arc<dyn Store>, report.is_rolled_back()))
+}
+
+fn spawn_breaker_ticks(tasks: &Tasks, breakers: Arc<Breakers>) {
+    let cancel = tasks.cancelled();
+    tasks.spawn("breaker ticks", async move {
+        let mut ticks = tokio::time::interval(BREAKER_TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = ticks.tick() => breakers.tick(tokio::time::Instant::now()),
+            }
+        }
+    });
+}
+
+fn spawn_event_log(tasks: &Tasks, bus: &event::Bus) {
+    let cancel = tasks.cancelled();
+    let mut events = bus.watch();
+    tasks.spawn("event log", async move {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                event = events.recv() => match event {
+                    Ok(event) => if let event::Kind::Alarm { what, message } = event.kind {
+                        tracing::error!(target: "seawall::alarm", what, "{message}");
+                    },
+                    Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
+                        tracing::warn!(missed, "events were missed");
+                    }
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                },
+            }
+        }
+    });
+}
+
+fn spawn_probes(tasks: &Tasks, target: ProbeTarget, upstream: Upstream) {
+    tasks.spawn("probes", upstream::run_probes(Arc::new(target), upstream, tasks.cancelled()));
+}
+
+// === impl Late ===
+
+impl PendingWrites for Late<Queue> {
+    fn pending(&self, partition: PartitionId, path: &str) -> Option<Pending> {
+        self.0.get()?.pending(partition, path)
+    }
+}
+
+impl GroupHealth for Health {
+    fn shows_failures(&self, group: &str) -> bool {
+        self.0.shows_failures(group)
+    }
+}
+
+// === impl ProbeTarget ===
+
+impl upstream::Target for ProbeTarget {
+    fn config(&self) -> Arc<Snapshot> {
+        self.config.current()
+    }
+
+    fn needs_probe(&self, group: &str) -> bool {
+        self.breakers.needs_probe(group)
+    }
+
+    fn credential(&self, group: &'static str) -> BoxFuture<Credential> {
+        let config = self.config.current();
+        if config.settings.credentials.mode == crate::config::raw::CredentialMode::Inject {
+            return Box::pin(std::future::ready(Credential::Alias(config.settings.credentials.default.as_str().into())));
+        }
+        let queue = self.queue.clone();
+        Box::pin(async move {
+            match queue {
+                Some(queue) => queue.oldest_credential(group).await.unwrap_or(Credential::None),
+                None => Credential::None,
+            }
+        })
+    }
+}

@@ -1,0 +1,152 @@
+//! The right to make a call, and the observer that carries it through the layers.
+//!
+//! A permit belongs to one breaker and one of its generations. It is not `Clone`: dropping it is what frees a probe's
+//! slot and the place in a ramp, whatever ended the call. A call that was refused by something behind the breaker
+//! drops its permits without an outcome, which counts as nothing.
+
+use super::classify::{self, Verdict};
+use super::scope::Scope;
+use super::state;
+use super::word::{Probe, Tally};
+use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd};
+use crate::http::delivery::{Delivery, Doubt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// One breaker's part in a call.
+pub(super) struct Permit {
+    pub(super) scope: Arc<Scope>,
+    pub(super) generation: u32,
+    pub(super) kind: Kind,
+}
+
+/// What a permit's outcomes do.
+pub(super) enum Kind {
+    /// They are counted.
+    Normal,
+    /// They decide whether the breaker closes.
+    Probe(Probe),
+    /// Nothing: an active probe of a group that carries traffic, or a call that an override let through.
+    Silent,
+}
+
+/// The permits of one call, told of its attempts. They are given back when it is dropped.
+pub struct CallPermits {
+    global: Permit,
+    group: Option<Permit>,
+    /// When the present attempt began, in milliseconds plus one; or one of the two below.
+    attempt: AtomicU64,
+}
+
+/// A healthy body is not waited for longer than this: what has answered and goes on for so long is a success.
+const HEALTHY_BODY: u64 = 5000;
+
+/// No attempt has begun.
+const NONE: u64 = 0;
+/// The last attempt has ended.
+const ENDED: u64 = u64::MAX;
+
+// === impl Permit ===
+
+impl Permit {
+    /// A probe's deadline runs from the start of its attempt.
+    fn began(&self, now: u64, limit: u64) {
+        if let Kind::Probe(probe) = &self.kind {
+            self.scope.cell.renew(probe, now.saturating_add(limit), Tally::Failure);
+        }
+    }
+
+    /// The head is there: if the body goes on well, what the head says counts after a while.
+    fn answered(&self, now: u64, verdict: Verdict) {
+        let Kind::Probe(probe) = &self.kind else { return };
+        let tally = match verdict {
+            Verdict::Success => Tally::Success,
+            Verdict::Answer => Tally::Neutral,
+            // The end of the attempt, or its deadline, tells.
+            Verdict::Slow | Verdict::Failure { .. } | Verdict::Neutral => return,
+        };
+        self.scope.cell.renew(probe, now.saturating_add(HEALTHY_BODY), tally);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.scope.give_back(self);
+    }
+}
+
+// === impl CallPermits ===
+
+impl CallPermits {
+    pub(super) fn new(global: Permit, group: Option<Permit>) -> Self {
+        Self { global, group, attempt: AtomicU64::new(NONE) }
+    }
+
+    fn record(&self, outcome: &AttemptOutcome) {
+        let shared = &self.global.scope.shared;
+        let now = shared.now();
+        let verdicts = classify::judge(outcome, shared.tuning.load().slow);
+        self.global.scope.record(&self.global, verdicts.global, None, now);
+        if let Some(group) = &self.group {
+            group.scope.record(group, verdicts.group, outcome.retry_after, now);
+        }
+    }
+}
+
+impl AttemptObserver for CallPermits {
+    fn began(&self) {
+        let shared = &self.global.scope.shared;
+        let now = shared.now();
+        self.attempt.store(now.saturating_add(1), Ordering::Release);
+        let limit = shared.tuning.load().probe_limit;
+        self.global.began(now, limit);
+        if let Some(group) = &self.group {
+            group.began(now, limit);
+        }
+    }
+
+    fn answered(&self, delivery: Delivery, head_after: Duration) {
+        let shared = &self.global.scope.shared;
+        let now = shared.now();
+        let head = AttemptOutcome { delivery, head_after, body: BodyEnd::Complete, retry_after: None };
+        let verdicts = classify::judge(&head, shared.tuning.load().slow);
+        self.global.answered(now, verdicts.global);
+        if let Some(group) = &self.group {
+            group.answered(now, verdicts.group);
+        }
+    }
+
+    fn ended(&self, outcome: AttemptOutcome) {
+        // Once per attempt.
+        if self.attempt.swap(ENDED, Ordering::AcqRel) != ENDED {
+            self.record(&outcome);
+        }
+    }
+}
+
+impl Drop for CallPermits {
+    fn drop(&mut self) {
+        let began = *self.attempt.get_mut();
+        if began == NONE || began == ENDED {
+            return;
+        }
+        // Nobody waited for the end of this attempt: the same as a caller that leaves.
+        let now = self.global.scope.shared.now();
+        self.record(&AttemptOutcome {
+            delivery: Delivery::Ambiguous(Doubt::Cut),
+            head_after: Duration::from_millis(state::elapsed(now, began.saturating_sub(1))),
+            body: BodyEnd::Abandoned,
+            retry_after: None,
+        });
+    }
+}
+
+impl std::fmt::Debug for CallPermits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CallPermits")
+            .field("global", &self.global.scope.name)
+            .field("group", &self.group.as_ref().map(|permit| &permit.scope.name))
+            .finish_non_exhaustive()
+    }
+}

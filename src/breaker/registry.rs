@@ -1,0 +1,470 @@
+//! All breakers: `global`, and `<group>:read` and `<group>:write` of each group of the route table. None is ever
+//! added, so an unknown name is an answer and not a new breaker.
+//!
+//! Admission takes `global` first and then the group's, once per call. What makes something new is kept back in a
+//! known outage of the reads or of `global`, although its own breaker may still be closed: the first bookings of an
+//! outage would otherwise be those whose outcome nobody knows.
+//!
+//! Overrides are changed one at a time, in a task of their own: made durable, then entered in the book, then put into
+//! force. An operator who hangs up in between leaves no half of that.
+
+use super::overrides::{self, Book, Override, OverrideError, REASON_MOST};
+use super::permit::CallPermits;
+use super::scope::{Ask, Refusal, Scope, ScopeStatus, Shared};
+use super::state::{self, Role, Tuning};
+use super::window::Counts;
+use super::word::{At, Mode, State};
+use crate::clock::{self, Clock};
+use crate::config::raw;
+use crate::context::{Call, Lane};
+use crate::error::ProxyError;
+use crate::event::{self, Kind as EventKind};
+use crate::flexport::routes::WriteClass;
+use crate::telemetry::Metrics;
+use arc_swap::ArcSwap;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// The breakers of a process.
+pub struct Breakers {
+    shared: Arc<Shared>,
+    global: Arc<Scope>,
+    groups: HashMap<Arc<str>, Group>,
+    /// In the order in which they are listed.
+    all: Vec<Arc<Scope>>,
+    path: Option<PathBuf>,
+    book: Mutex<Book>,
+    /// Overrides are changed one at a time.
+    turn: tokio::sync::Mutex<()>,
+    /// Whether the file holds overrides that are over.
+    is_untidy: AtomicBool,
+    /// Why the overrides of an earlier run are not in force.
+    alarm: Option<String>,
+}
+
+struct Group {
+    read: Arc<Scope>,
+    write: Arc<Scope>,
+}
+
+/// A change of overrides.
+struct Change {
+    scopes: Vec<Arc<Scope>>,
+    /// `None`: back to auto.
+    set: Option<Setting>,
+    reason: String,
+    actor: String,
+}
+
+#[derive(Clone, Copy)]
+struct Setting {
+    mode: Mode,
+    ttl: Option<Duration>,
+}
+
+/// All scopes, where overrides are changed.
+pub const ALL: &str = "all";
+const GLOBAL: &str = "global";
+
+// === impl Breakers ===
+
+impl Breakers {
+    /// Breakers for these groups. The overrides of an earlier run are read from the path, and without one are kept
+    /// in memory only.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a different part of the world; called in one place"
+    )]
+    pub fn new(
+        settings: &raw::Breaker,
+        limiter_max: u32,
+        attempt_limit: Duration,
+        groups: &[Arc<str>],
+        overrides_path: Option<PathBuf>,
+        clock: Clock,
+        metrics: &Metrics,
+        bus: event::Bus,
+    ) -> Arc<Self> {
+        let shared = Arc::new(Shared {
+            tuning: ArcSwap::from_pointee(Tuning::new(settings, limiter_max, attempt_limit)),
+            clock,
+            bus,
+            changes: watch::Sender::new(0),
+            base: Instant::now(),
+        });
+        let scope = |name: String, role, reads| {
+            Arc::new(Scope::new(Arc::from(name), role, reads, shared.clone(), metrics))
+        };
+        let global = scope(GLOBAL.to_owned(), Role::Global, None);
+        let mut all = vec![global.clone()];
+        let mut by_group = HashMap::new();
+        for group in groups {
+            let read = scope(format!("{group}:read"), Role::Read, None);
+            let write = scope(format!("{group}:write"), Role::Write, Some(read.clone()));
+            all.extend([read.clone(), write.clone()]);
+            by_group.insert(group.clone(), Group { read, write });
+        }
+        let (book, alarm) = match overrides_path.as_deref().map(overrides::load) {
+            Some(Ok(book)) => (book, None),
+            Some(Err(problem)) => (Book::new(), Some(problem)),
+            None => (Book::new(), None),
+        };
+        let breakers = Self {
+            shared,
+            global,
+            groups: by_group,
+            all,
+            path: overrides_path,
+            book: Mutex::new(book),
+            turn: tokio::sync::Mutex::new(()),
+            is_untidy: AtomicBool::new(false),
+            alarm: alarm.map(|problem| {
+                format!("the overrides file cannot be read, so every breaker is on auto: {problem}")
+            }),
+        };
+        breakers.enforce_book();
+        if let Some(message) = &breakers.alarm {
+            tracing::error!(%message, "breaker overrides are lost");
+            let what = "breaker_overrides".to_owned();
+            breakers.shared.bus.tell(EventKind::Alarm { what, message: message.clone() });
+        }
+        Arc::new(breakers)
+    }
+
+    /// Puts the overrides of an earlier run into force.
+    fn enforce_book(&self) {
+        let (now, wall) = (self.shared.now(), self.shared.clock.now());
+        for (name, forced) in &*self.book() {
+            let Some(scope) = self.get_scope(name) else {
+                tracing::warn!(scope = %name, "an override of a breaker that does not exist is kept, without effect");
+                continue;
+            };
+            if forced.is_over(wall) {
+                self.is_untidy.store(true, Ordering::Release);
+                if forced.mode == Mode::ForcedOpen {
+                    scope.begin_half_open(now);
+                }
+            } else {
+                let until = forced.until.map(|until| now + state::millis(clock::since(until, wall)));
+                scope.force(forced.mode, until, now, &forced.told());
+            }
+        }
+    }
+
+    /// Why the overrides of an earlier run are not in force, if they are not.
+    pub fn alarm(&self) -> Option<&str> {
+        self.alarm.as_deref()
+    }
+
+    // --- the hot path ---
+
+    /// Asks for the permits of a call.
+    pub fn admit(&self, call: &Call) -> Result<CallPermits, ProxyError> {
+        let now = self.shared.now();
+        let ask = Ask {
+            creates: !call.is_read && call.route.queue.class.is_some_and(WriteClass::creates),
+            is_active_probe: call.lane == Lane::Probe,
+        };
+        let group = self.groups.get(&call.route.group);
+        if let Some(scope) = group.and_then(|group| self.keeps_creates(group, ask)) {
+            scope.count_refusal();
+            return Err(refusal(scope, Refusal::Open(scope.retry_hint(now))));
+        }
+        let global = self.global.admit(now, ask).map_err(|refused| refusal(&self.global, refused))?;
+        let permit = group.map(|group| {
+            let scope = if call.is_read { &group.read } else { &group.write };
+            // On a refusal the permit of `global` is dropped: neutral.
+            scope.admit(now, ask).map_err(|refused| refusal(scope, refused))
+        });
+        Ok(CallPermits::new(global, permit.transpose()?))
+    }
+
+    /// The breaker whose outage keeps back what makes something new; none when it may be a probe of its own
+    /// breaker, or when an operator keeps that closed.
+    fn keeps_creates<'a>(&'a self, group: &'a Group, ask: Ask) -> Option<&'a Arc<Scope>> {
+        if !ask.creates || group.write.mode() != Mode::Auto || group.write.is_out() {
+            return None;
+        }
+        [&self.global, &group.read].into_iter().find(|scope| scope.is_out())
+    }
+
+    /// Whether a call would be admitted now, without taking a permit; if not, when to ask again.
+    pub fn would_admit(&self, group: &str, is_read: bool, creates: bool) -> Result<(), Duration> {
+        let now = self.shared.now();
+        let ask = Ask { creates: creates && !is_read, is_active_probe: false };
+        let group = self.groups.get(group);
+        if let Some(scope) = group.and_then(|group| self.keeps_creates(group, ask)) {
+            return Err(scope.retry_hint(now));
+        }
+        self.global.peek(now, ask)?;
+        group.map_or(Ok(()), |group| {
+            let scope = if is_read { &group.read } else { &group.write };
+            scope.peek(now, ask)
+        })
+    }
+
+    /// Whether reads of the group have failed just now or are held back: who has a stale copy should not wait long.
+    pub fn shows_failures(&self, group: &str) -> bool {
+        let now = self.shared.now();
+        self.global.state() != State::Closed
+            || self.global.mode() == Mode::ForcedOpen
+            || self.groups.get(group).is_some_and(|group| group.read.shows_failures(now))
+    }
+
+    /// Whether a probe read of the group would help a breaker to close. It would not where an operator forced one of
+    /// them open, nor where only the writes are not well: what these still need is a write.
+    pub fn needs_probe(&self, group: &str) -> bool {
+        let now = self.shared.now();
+        let Some(group) = self.groups.get(group) else { return false };
+        let is_forced_open = |scope: &Scope| scope.mode() == Mode::ForcedOpen;
+        !is_forced_open(&self.global)
+            && !is_forced_open(&group.read)
+            && (self.global.wants_probe(now) || group.read.wants_probe(now))
+    }
+
+    /// Counts transitions and changes of overrides: who waits for a breaker waits for this.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    // --- housekeeping ---
+
+    /// What happens by time alone: overrides end, waits end, probes are overdue, ramps end. To be called about every
+    /// 250 ms; admission does the same for itself in between.
+    pub fn tick(self: &Arc<Self>, now: Instant) {
+        let now = self.shared.at(now);
+        let lifted = self.all.iter().filter(|scope| scope.tick(now)).count();
+        if lifted > 0 || self.is_untidy.swap(false, Ordering::AcqRel) {
+            let this = self.clone();
+            // Only to keep the file tidy: an override that is over says so itself.
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move {
+                    let nothing = Change::nothing();
+                    if let Err(error) = this.commit(nothing).await {
+                        tracing::warn!(%error, "an override that is over is still in the file");
+                    }
+                });
+            }
+        }
+        self.look_everywhere(now);
+    }
+
+    /// Opens `global` when most calls of several groups fail: then it is not one group that is ill.
+    fn look_everywhere(&self, now: At) {
+        let word = self.global.word();
+        if word.state() != State::Closed || word.mode() == Mode::ForcedOpen {
+            return;
+        }
+        let (mut failing, mut sum) = (0, Counts::default());
+        for group in self.groups.values() {
+            let mut failures = 0;
+            for scope in [&group.read, &group.write] {
+                let counts = scope.counts(now);
+                sum.calls = sum.calls.saturating_add(counts.calls);
+                failures += counts.failures;
+            }
+            sum.failures += failures;
+            failing += u32::from(failures > 0);
+        }
+        let Some(cause) = state::trips_everywhere(failing, sum) else { return };
+        // What had been counted before `global` closed has had its effect.
+        let since = self.global.since();
+        if since <= 1 || state::elapsed(now, since) >= self.shared.tuning.load().window() {
+            self.global.trip(word, now, cause);
+        }
+    }
+
+    /// Puts other settings into force; states and overrides stay as they are.
+    pub fn reconfigure(&self, settings: &raw::Breaker, limiter_max: u32, attempt_limit: Duration) {
+        let tuning = Tuning::new(settings, limiter_max, attempt_limit);
+        let before = self.shared.tuning.swap(Arc::new(tuning.clone()));
+        if before.bucket != tuning.bucket {
+            self.all.iter().for_each(|scope| scope.forget_window());
+        }
+    }
+
+    // --- operators ---
+
+    /// All breakers, `global` first.
+    pub fn list(&self) -> Vec<ScopeStatus> {
+        let book = self.book().clone();
+        self.all.iter().map(|scope| self.status(scope, &book)).collect()
+    }
+
+    /// One breaker; `None` when there is none of this name.
+    pub fn get(&self, scope: &str) -> Option<ScopeStatus> {
+        let book = self.book().clone();
+        self.get_scope(scope).map(|scope| self.status(scope, &book))
+    }
+
+    fn status(&self, scope: &Arc<Scope>, book: &Book) -> ScopeStatus {
+        let mode = scope.mode();
+        // An override that is over is off before it is out of the book.
+        let forced = book.get(&*scope.name).filter(|forced| forced.mode == mode).cloned();
+        scope.status(self.shared.now(), forced)
+    }
+
+    fn get_scope(&self, name: &str) -> Option<&Arc<Scope>> {
+        self.all.iter().find(|scope| &*scope.name == name)
+    }
+
+    /// Sets the override of a scope or of `all`; durable when it returns. `ttl: None` is for ever. `auto` clears.
+    /// The status of each scope that it is for, as it is after it, or with `dry_run` as it would be.
+    pub async fn set_override(
+        self: &Arc<Self>,
+        scope: &str,
+        mode: Mode,
+        reason: &str,
+        ttl: Option<Duration>,
+        actor: &str,
+        dry_run: bool,
+    ) -> Result<Vec<ScopeStatus>, OverrideError> {
+        let reason = reason.trim();
+        if reason.is_empty() || reason.chars().count() > REASON_MOST {
+            return Err(OverrideError::Reason);
+        }
+        let set = match mode {
+            Mode::Auto => None,
+            mode @ (Mode::Observe | Mode::ForcedClosed | Mode::ForcedOpen) => Some(Setting { mode, ttl }),
+        };
+        self.change(scope, set, reason, actor, dry_run).await
+    }
+
+    /// Takes the override of a scope or of `all` away; durable when it returns. What was forced open is probed first.
+    pub async fn clear_override(
+        self: &Arc<Self>,
+        scope: &str,
+        reason: Option<&str>,
+        actor: &str,
+        dry_run: bool,
+    ) -> Result<Vec<ScopeStatus>, OverrideError> {
+        let reason = reason.unwrap_or_default().trim();
+        if reason.chars().count() > REASON_MOST {
+            return Err(OverrideError::Reason);
+        }
+        self.change(scope, None, reason, actor, dry_run).await
+    }
+
+    async fn change(
+        self: &Arc<Self>,
+        scope: &str,
+        set: Option<Setting>,
+        reason: &str,
+        actor: &str,
+        dry_run: bool,
+    ) -> Result<Vec<ScopeStatus>, OverrideError> {
+        let scopes = if scope == ALL {
+            self.all.clone()
+        } else {
+            let scope = self.get_scope(scope).ok_or_else(|| OverrideError::UnknownScope(scope.to_owned()))?;
+            vec![scope.clone()]
+        };
+        let change = Change { scopes, set, reason: reason.to_owned(), actor: actor.to_owned() };
+        if dry_run {
+            let mut book = self.book().clone();
+            change.enter(&mut book, self.shared.clock.now());
+            let now = self.shared.now();
+            let after = |scope: &Arc<Scope>| scope.status_after(now, book.get(&*scope.name).cloned());
+            return Ok(change.scopes.iter().map(after).collect());
+        }
+        // A task of its own: it comes to its end whoever still waits for it.
+        let this = self.clone();
+        tokio::spawn(async move { this.commit(change).await })
+            .await
+            .map_err(|error| OverrideError::NotDurable(error.to_string()))?
+    }
+
+    async fn commit(&self, change: Change) -> Result<Vec<ScopeStatus>, OverrideError> {
+        let _turn = self.turn.lock().await;
+        let before = self.book().clone();
+        let mut book = before.clone();
+        let wall = self.shared.clock.now();
+        change.enter(&mut book, wall);
+        if let Some(path) = self.path.clone().filter(|_| book != before) {
+            let copy = book.clone();
+            tokio::task::spawn_blocking(move || overrides::save(&path, copy))
+                .await
+                .map_err(|error| OverrideError::NotDurable(error.to_string()))?
+                .map_err(|error| OverrideError::NotDurable(error.to_string()))?;
+        }
+        *self.book() = book.clone();
+        let now = self.shared.now();
+        let told = change.told();
+        for scope in &change.scopes {
+            match change.set {
+                None => scope.force(Mode::Auto, None, now, &told),
+                Some(Setting { mode, ttl }) => {
+                    let until = ttl.map(|ttl| now.saturating_add(state::millis(ttl)));
+                    scope.force(mode, until, now, &told);
+                }
+            }
+        }
+        Ok(change.scopes.iter().map(|scope| self.status(scope, &book)).collect())
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Breakers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Breakers").field("scopes", &self.all.len()).finish_non_exhaustive()
+    }
+}
+
+fn refusal(scope: &Scope, refused: Refusal) -> ProxyError {
+    match refused {
+        Refusal::Open(retry_after) => ProxyError::BreakerOpen { scope: scope.name.to_string(), retry_after },
+        Refusal::Ramp => ProxyError::Overloaded { what: "ramp" },
+    }
+}
+
+// === impl Override ===
+
+impl Override {
+    fn told(&self) -> String {
+        told(&self.reason, &self.actor)
+    }
+}
+
+fn told(reason: &str, actor: &str) -> String {
+    if reason.is_empty() { format!("by {actor}") } else { format!("{reason} (by {actor})") }
+}
+
+// === impl Change ===
+
+impl Change {
+    /// Only takes out what is over.
+    fn nothing() -> Self {
+        Self { scopes: Vec::new(), set: None, reason: String::new(), actor: String::new() }
+    }
+
+    fn told(&self) -> String {
+        told(&self.reason, &self.actor)
+    }
+
+    fn enter(&self, book: &mut Book, now: jiff::Timestamp) {
+        book.retain(|_, forced| !forced.is_over(now));
+        for scope in &self.scopes {
+            let Some(Setting { mode, ttl }) = self.set else {
+                book.remove(&*scope.name);
+                continue;
+            };
+            let before = book.get(&*scope.name).filter(|forced| forced.mode == mode);
+            let forced = Override {
+                mode,
+                reason: self.reason.clone(),
+                actor: self.actor.clone(),
+                since: before.map_or(now, |forced| forced.since),
+                until: ttl.map(|ttl| clock::after(now, ttl)),
+            };
+            book.insert(scope.name.to_string(), forced);
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What the caller gets: a copy or an answer, with the fields that say which.
+//!
+//! | | `Seawall-Source` | `Cache-Status` |
+//! |---|---|---|
+//! | fresh copy | `cache` | `hit; ttl=5` |
+//! | copy that a 304 confirmed | `cache` | `fwd=stale; fwd-status=304; stored; ttl=5` |
+//! | answer | `upstream` | `fwd=uri-miss; fwd-status=200; stored; ttl=5` |
+//! | copy, not forwarded | `stale` | `hit; ttl=-812; detail=breaker-open` |
+//! | copy, after a failed refresh | `stale` | `fwd=stale; fwd-status=503; ttl=-812; detail=stale-if-error` |
+//!
+//! A stale copy says `Cache-Control: max-age=0` and loses `Expires`, so that nobody downstream stretches it.
+
+use super::Cache;
+use super::entry::{Confirmed, Entry};
+use super::flight::{Answer, Outcome};
+use super::policy::{self, Refused};
+use super::service::{Found, Read};
+use crate::error::ProxyError;
+use crate::flexport::problem;
+use crate::http::Body;
+use crate::http::cache_status::{Forward, Member};
+use crate::http::delivery::{self, Delivery, Refusal};
+use crate::http::headers::{
+    CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_PENDING_WRITES, SEAWALL_SOURCE, SEAWALL_STALE_REASON,
+};
+use http::header::{
+    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    EXPIRES, RETRY_AFTER,
+};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use serde_json::{Value, json};
+
+/// Why a stale copy is served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Why {
+    /// `Seawall-Stale-Reason`. `None`: the request itself allows it.
+    reason: Option<&'static str>,
+    detail: &'static str,
+    way: Way,
+    /// Whether the upstream only pushes back, so that the shorter window applies.
+    is_push_back: bool,
+}
+
+/// How far the request got.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// Nothing was sent.
+    Here,
+    /// It was sent, and no answer came.
+    Forwarded,
+    /// This came back.
+    Answered(StatusCode),
+}
+
+// === impl Why ===
+
+impl Why {
+    /// The time that a caller with a copy waits is over; the attempt goes on.
+    pub(crate) const TOO_SLOW: Self = Self {
+        reason: Some("upstream-timeout"),
+        detail: "upstream-timeout",
+        way: Way::Forwarded,
+        is_push_back: false,
+    };
+    /// It is being refreshed.
+    pub(crate) const REVALIDATING: Self =
+        Self { reason: Some("revalidating"), detail: "revalidating", way: Way::Here, is_push_back: false };
+    /// `max-stale` of the request.
+    pub(crate) const TOLERATED: Self =
+        Self { reason: None, detail: "max-stale", way: Way::Here, is_push_back: false };
+
+    fn of_error(error: &ProxyError) -> Self {
+        let refused = |reason| Self {
+            reason: Some(reason),
+            detail: reason,
+            way: Way::Here,
+            is_push_back: reason == "rate-limited",
+        };
+        let failed = |reason| Self {
+            reason: Some(reason),
+            detail: "stale-if-error",
+            way: Way::Forwarded,
+            is_push_back: false,
+        };
+        match error {
+            ProxyError::BreakerOpen { .. } => refused("breaker-open"),
+            ProxyError::RateLimited { .. } => refused("rate-limited"),
+            ProxyError::Overloaded { .. } | ProxyError::DeadlineBeforeSending | ProxyError::Draining => {
+                refused("overloaded")
+            }
+            ProxyError::HeadTimeout => failed("upstream-timeout"),
+            _ => failed("upstream-error"),
+        }
+    }
+
+    fn of_status(status: StatusCode, delivery: Delivery) -> Self {
+        let is_push_back = delivery == Delivery::Refused(Refusal::TooManyRequests);
+        Self {
+            reason: Some(if is_push_back { "rate-limited" } else { "upstream-error" }),
+            detail: "stale-if-error",
+            way: Way::Answered(status),
+            is_push_back,
+        }
+    }
+}
+
+impl Cache {
+    /// The answer from a fresh copy.
+    pub(crate) fn fresh(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
+        self.counters.hit.inc();
+        let age = entry.facts.age(entry.confirmed.since(now));
+        let mut response = self.copy(read, entry, now);
+        let headers = response.headers_mut();
+        headers.insert(AGE, HeaderValue::from(age.as_secs()));
+        headers.insert(CACHE_STATUS, Member::hit().ttl(entry.facts.ttl(age)).to_value());
+        response
+    }
+
+    /// The answer from a copy that is not fresh.
+    pub(crate) fn stale(&self, read: &Read, entry: &Entry, why: Why, now: &Confirmed) -> Response<Body> {
+        let age = entry.facts.age(entry.confirmed.since(now));
+        self.counters.served_stale(age);
+        let body = if read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
+        let mut response = Response::new(body);
+        *response.status_mut() = entry.status;
+        *response.headers_mut() = entry.head.clone();
+        let headers = response.headers_mut();
+        headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("stale"));
+        headers.insert(AGE, HeaderValue::from(age.as_secs()));
+        headers.remove(EXPIRES);
+        headers.insert(
+            CACHE_CONTROL,
+            HeaderValue::from_static(if entry.facts.is_private { "max-age=0, private" } else { "max-age=0" }),
+        );
+        if let Some(reason) = why.reason {
+            headers.insert(SEAWALL_STALE_REASON, HeaderValue::from_static(reason));
+        }
+        let is_outdated = self.marks.is_outdated(entry.names, entry.began);
+        let mut said = match why.way {
+            Way::Here => Member::hit(),
+            Way::Forwarded => Member::forwarded(Forward::Stale),
+            Way::Answered(status) => Member::forwarded(Forward::Stale).forward_status(status),
+        };
+        // A copy that a write made stale may have freshness left by the clock; it says that it has none.
+        said = said.ttl(entry.facts.ttl(age).min(-1)).detail(if is_outdated {
+            "invalidated"
+        } else {
+            why.detail
+        });
+        headers.insert(CACHE_STATUS, said.to_value());
+        self.tell_pending(read, headers);
+        response
+    }
+
+    /// The end of a read that was forwarded.
+    pub(crate) fn conclude(
+        &self,
+        read: &Read,
+        found: &Found,
+        outcome: Outcome,
+        is_collapsed: bool,
+    ) -> Result<Response<Body>, ProxyError> {
+        if is_collapsed {
+            self.counters.collapsed.inc();
+        }
+        let now = self.now();
+        let mut said = Member::forwarded(found.forward);
+        match outcome {
+            Outcome::Answer(Answer::Entry { entry, is_kept, is_confirmed }) => {
+                let status = if is_confirmed { StatusCode::NOT_MODIFIED } else { entry.status };
+                let age = entry.facts.age(entry.confirmed.since(&now));
+                said = said
+                    .forward_status(status)
+                    .ttl(entry.facts.ttl(age))
+                    .stored(is_kept)
+                    .collapsed(is_collapsed);
+                let mut response = self.copy(read, &entry, &now);
+                let headers = response.headers_mut();
+                headers.insert(CACHE_STATUS, said.to_value());
+                if is_confirmed {
+                    self.counters.revalidated.inc();
+                    headers.insert(AGE, HeaderValue::from(age.as_secs()));
+                } else {
+                    self.counters.miss.inc();
+                    headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("upstream"));
+                    headers.remove(SEAWALL_DATA_AS_OF);
+                    if entry.facts.came_with_age {
+                        headers.insert(AGE, HeaderValue::from(age.as_secs()));
+                    } else {
+                        headers.remove(AGE);
+                    }
+                }
+                Ok(response)
+            }
+            Outcome::Answer(Answer::Passed(passed)) => {
+                let delivery = delivery::of_answer(passed.status, passed.headers.contains_key(RETRY_AFTER));
+                if delivery.is_outage()
+                    && let Some(response) =
+                        self.stand_in(read, found, Why::of_status(passed.status, delivery), &now)
+                {
+                    return Ok(response);
+                }
+                let is_unchanged = passed.status == StatusCode::OK
+                    && policy::is_unchanged(&read.headers, &passed.headers, now.at);
+                let body = if is_unchanged { Body::empty() } else { Body::from(passed.body.clone()) };
+                let mut response = Response::new(body);
+                *response.status_mut() = passed.status;
+                *response.headers_mut() = passed.headers.clone();
+                if is_unchanged {
+                    shorten(&mut response);
+                }
+                said = said.forward_status(passed.status).collapsed(is_collapsed);
+                Ok(self.passed(read, response, said))
+            }
+            Outcome::Failed(error) => {
+                if delivery::of_error(&error).is_outage()
+                    && let Some(response) = self.stand_in(read, found, Why::of_error(&error), &now)
+                {
+                    return Ok(response);
+                }
+                self.counters.miss.inc();
+                Err(error)
+            }
+            Outcome::Alone => Err(ProxyError::Internal("an answer for one caller was shared".to_owned())),
+        }
+    }
+
+    /// A long answer, on its way; or the copy, when it tells of an outage at length.
+    pub(crate) fn streamed(&self, read: &Read, found: &Found, response: Response<Body>) -> Response<Body> {
+        let status = response.status();
+        let delivery = delivery::of_answer(status, response.headers().contains_key(RETRY_AFTER));
+        if delivery.is_outage()
+            && let Some(copy) = self.stand_in(read, found, Why::of_status(status, delivery), &self.now())
+        {
+            return copy;
+        }
+        self.passed(read, response, Member::forwarded(found.forward).forward_status(status))
+    }
+
+    /// Refuses a read that may only be answered from a copy (RFC 9111 §5.2.1.7).
+    pub(crate) fn not_cached(&self, read: &Read) -> Response<Body> {
+        self.counters.refused.inc();
+        let asked = &read.context.asked;
+        let status = StatusCode::GATEWAY_TIMEOUT;
+        let message = "there is no fresh copy, and the request allows nothing else (only-if-cached)";
+        let mut response = if asked.wants_problem {
+            let body = json!({
+                "type": "urn:seawall:seawall_not_cached",
+                "title": "Gateway Timeout",
+                "status": status.as_u16(),
+                "detail": message,
+                "instance": asked.url(),
+                "code": "seawall_not_cached",
+            });
+            problem::json_response(status, "application/problem+json", &body)
+        } else {
+            let error = json!({
+                "_object": "/api/error",
+                "status": status.as_u16(),
+                "code": "seawall_not_cached",
+                "message": message,
+            });
+            problem::json_response(status, "application/json", &problem::envelope(asked, &Value::Null, &error))
+        };
+        let headers = response.headers_mut();
+        headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("seawall"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(CACHE_STATUS, HeaderValue::from_static("seawall; detail=only-if-cached"));
+        response
+    }
+
+    fn stand_in(&self, read: &Read, found: &Found, why: Why, now: &Confirmed) -> Option<Response<Body>> {
+        let entry = found.entry.as_deref()?;
+        match may_stand_in(read, entry, why, now) {
+            Ok(()) => Some(self.stale(read, entry, why, now)),
+            Err(refused) => {
+                self.counters.refused.inc();
+                self.counters.stale_refused(refused.as_str());
+                None
+            }
+        }
+    }
+
+    fn passed(&self, read: &Read, mut response: Response<Body>, said: Member<'_>) -> Response<Body> {
+        self.counters.miss.inc();
+        let headers = response.headers_mut();
+        headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("upstream"));
+        // Other caches on the way said theirs before us.
+        said.append_to(headers);
+        self.tell_pending(read, headers);
+        response
+    }
+
+    /// A copy as it is sent, but for `Age` and `Cache-Status`: whole, without its content, or as a 304.
+    fn copy(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
+        let is_unchanged =
+            entry.status == StatusCode::OK && policy::is_unchanged(&read.headers, &entry.head, now.at);
+        let body = if is_unchanged || read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
+        let mut response = Response::new(body);
+        *response.status_mut() = entry.status;
+        *response.headers_mut() = entry.head.clone();
+        if is_unchanged {
+            shorten(&mut response);
+        }
+        self.tell_pending(read, response.headers_mut());
+        response
+    }
+
+    fn tell_pending(&self, read: &Read, headers: &mut HeaderMap) {
+        if let Some(pending) = self.pending.pending(read.partition, read.uri.path()) {
+            let text = format!("{}; oldest={}", pending.count, pending.oldest.as_secs());
+            headers.insert(SEAWALL_PENDING_WRITES, HeaderValue::try_from(text).expect("digits and letters"));
+        }
+    }
+}
+
+/// Whether a copy may stand in for a failure at this time.
+pub(crate) fn may_stand_in(read: &Read, entry: &Entry, why: Why, now: &Confirmed) -> Result<(), Refused> {
+    let since = entry.confirmed.since(now);
+    entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)
+}
+
+/// Makes a 304 of it (RFC 9110 §15.4.5): without what describes a content that is not sent.
+fn shorten(response: &mut Response<Body>) {
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    for name in [CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_RANGE] {
+        response.headers_mut().remove(name);
+    }
+}

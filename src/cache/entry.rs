@@ -1,0 +1,178 @@
+//! One kept answer.
+//!
+//! Immutable, shared, and ready to be sent: its fields already hold ours (`Age`, `Cache-Status`, `Seawall-Source`,
+//! `Seawall-Data-As-Of`), so that a hit clones one map and replaces two values. What came from the origin under
+//! these names was taken out before.
+
+use super::invalidate::{Moment, Names};
+use super::policy::{self, Facts};
+use crate::clock;
+use crate::http::date;
+use crate::http::headers::{self, CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_SOURCE};
+use bytes::Bytes;
+use http::header::{
+    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, LAST_MODIFIED, SET_COOKIE,
+};
+use http::{HeaderMap, HeaderName, StatusCode};
+use jiff::Timestamp;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A kept answer.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) status: StatusCode,
+    /// All fields, ours among them.
+    pub(crate) head: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) facts: Facts,
+    /// When the upstream last confirmed it.
+    pub(crate) confirmed: Confirmed,
+    /// The order of invalidations when its fill began.
+    pub(crate) began: Moment,
+    /// The names by which it is invalidated.
+    pub(crate) names: Names,
+    /// The request fields that `Vary` names, with the values that selected it.
+    selecting: Vec<(HeaderName, Vec<HeaderValue>)>,
+}
+
+/// A moment, by both clocks: the wall's may jump, the monotonic one stands still in a suspended machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Confirmed {
+    pub(crate) at: Timestamp,
+    pub(crate) monotonic: Instant,
+}
+
+/// A request's fields as far as they are forwarded; all others count as absent, for all requests alike.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) headers: &'a HeaderMap,
+    /// `None`: all of them.
+    pub(crate) forwarded: Option<&'static [HeaderName]>,
+}
+
+// === impl Confirmed ===
+
+impl Confirmed {
+    /// How long ago; by whichever clock says more, so that no jump makes a copy younger.
+    pub(crate) fn since(&self, now: &Self) -> Duration {
+        clock::since(now.at, self.at).max(now.monotonic.saturating_duration_since(self.monotonic))
+    }
+
+    /// Whether the wall clock went back since: then nothing it says of freshness holds.
+    pub(crate) fn is_ahead_of(&self, now: &Self) -> bool {
+        self.at > now.at
+    }
+}
+
+// === impl Asked ===
+
+impl Asked<'_> {
+    fn values(&self, name: &HeaderName) -> impl Iterator<Item = &HeaderValue> {
+        let is_seen = self.forwarded.is_none_or(|forwarded| forwarded.contains(name));
+        is_seen.then(|| self.headers.get_all(name).iter()).into_iter().flatten()
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// From an answer. `head` holds the origin's end-to-end fields.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "made in two places, and each of these is a different thing"
+    )]
+    pub(crate) fn new(
+        status: StatusCode,
+        mut head: HeaderMap,
+        body: Bytes,
+        facts: Facts,
+        confirmed: Confirmed,
+        began: Moment,
+        names: Names,
+        asked: Asked<'_>,
+    ) -> Self {
+        let selecting = policy::varying(&head)
+            .into_iter()
+            .map(|name| {
+                let values = asked.values(&name).cloned().collect();
+                (name, values)
+            })
+            .collect();
+        if !head.contains_key(DATE) {
+            head.insert(DATE, date::http_date(confirmed.at));
+        }
+        if status == StatusCode::NO_CONTENT {
+            head.remove(CONTENT_LENGTH);
+        } else {
+            head.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+        head.insert(AGE, HeaderValue::from_static("0"));
+        head.insert(CACHE_STATUS, HeaderValue::from_static("seawall"));
+        head.insert(SEAWALL_SOURCE, HeaderValue::from_static("cache"));
+        head.insert(SEAWALL_DATA_AS_OF, date::as_of(confirmed.at));
+        Self { status, head, body, facts, confirmed, began, names, selecting }
+    }
+
+    /// The same answer, confirmed by a 304 (RFC 9111 §3.2): the fields of the 304 replace those of the same name,
+    /// but for those that describe the content it did not bring.
+    pub(crate) fn renewed(&self, mut fresh: HeaderMap, now: Timestamp) -> HeaderMap {
+        let mut head = self.head.clone();
+        for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, SET_COOKIE] {
+            fresh.remove(name);
+        }
+        // Our own fields and `Age` were made anew for this copy; those of the 304 decide now.
+        head.remove(AGE);
+        if !fresh.contains_key(DATE) {
+            fresh.insert(DATE, date::http_date(now));
+        }
+        for name in fresh.keys() {
+            head.remove(name);
+        }
+        head.extend(fresh);
+        head
+    }
+
+    /// Whether it is an answer to a request with these fields.
+    pub(crate) fn is_selected_by(&self, asked: Asked<'_>) -> bool {
+        self.selecting.iter().all(|(name, values)| asked.values(name).eq(values.iter()))
+    }
+
+    /// Whether the upstream can be asked if it has changed.
+    pub(crate) fn has_validator(&self) -> bool {
+        self.status == StatusCode::OK
+            && (self.head.contains_key(ETAG) || self.head.contains_key(LAST_MODIFIED))
+    }
+
+    /// Puts the question into a request.
+    pub(crate) fn ask_if_changed(&self, headers: &mut HeaderMap) {
+        if let Some(tag) = self.head.get(ETAG) {
+            headers.insert(IF_NONE_MATCH, tag.clone());
+        }
+        if let Some(modified) = self.head.get(LAST_MODIFIED) {
+            headers.insert(IF_MODIFIED_SINCE, modified.clone());
+        }
+    }
+
+    /// Whether a 304 with these fields speaks of another copy than this one.
+    pub(crate) fn is_contradicted_by(&self, fresh: &HeaderMap) -> bool {
+        match (self.head.get(ETAG), fresh.get(ETAG)) {
+            (Some(ours), Some(theirs)) => !policy::is_same_tag(ours.as_bytes(), theirs.as_bytes()),
+            _ => false,
+        }
+    }
+
+    /// The bytes it takes.
+    pub(crate) fn weight(&self) -> usize {
+        let head: usize = self.head.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
+        self.body.len() + head
+    }
+}
+
+/// Takes out of an upstream's answer what is only between it and us, and what only we say. Its own `Cache-Status`
+/// stays when it is passed on: RFC 9211 lists the caches on the way, and ours is added at the end.
+pub(crate) fn clean(head: &mut HeaderMap) {
+    headers::strip_hop_by_hop(head);
+    headers::strip_seawall_response(head);
+}

@@ -1,0 +1,118 @@
+use super::*;
+
+fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
+    fields
+        .iter()
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+        .collect()
+}
+
+fn terms() -> Terms {
+    Terms {
+        ttl: Duration::ZERO,
+        max_stale: Duration::from_secs(3600),
+        max_stale_429: Duration::from_secs(60),
+        overrides_revalidation: false,
+        is_shared: false,
+        keeps_any_status: false,
+    }
+}
+
+fn facts(fields: &[(&'static str, &str)], terms: &Terms) -> Facts {
+    Facts::of(&headers(fields), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH, terms)
+}
+
+fn ask(cache_control: &str) -> Ask {
+    Ask::of(&headers(&[("cache-control", cache_control)]), true)
+}
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn an_answers_own_freshness_wins_over_the_routes() {
+    let route = Terms { ttl: secs(7), ..terms() };
+    assert_eq!(facts(&[], &route).lifetime, secs(7));
+    assert_eq!(facts(&[("cache-control", "max-age=3")], &route).lifetime, secs(3));
+    assert_eq!(facts(&[("cache-control", "no-cache")], &route).lifetime, secs(0));
+    assert_eq!(facts(&[("expires", "0")], &route).lifetime, secs(0));
+    assert_eq!(facts(&[("expires", "Thu, 01 Jan 1970 00:00:09 GMT")], &route).lifetime, secs(9));
+    assert_eq!(facts(&[("cache-control", "s-maxage=9")], &route).lifetime, secs(7));
+    let shared = Terms { is_shared: true, ..terms() };
+    assert_eq!(facts(&[("cache-control", "s-maxage=9, max-age=1")], &shared).lifetime, secs(9));
+    let targeted = [("cdn-cache-control", "max-age=5"), ("cache-control", "no-cache, max-age=1")];
+    let facts = facts(&targeted, &route);
+    assert_eq!((facts.lifetime, facts.no_cache), (secs(5), false));
+}
+
+#[test]
+fn a_ttl_is_negative_and_rounded_away_from_zero_when_stale() {
+    let facts = facts(&[("cache-control", "max-age=10")], &terms());
+    for (millis, ttl) in [(0, 10), (9_500, 0), (10_000, -1), (10_001, -1), (11_001, -2), (822_000, -812)] {
+        assert_eq!(facts.ttl(Duration::from_millis(millis)), ttl, "{millis}");
+    }
+}
+
+#[test]
+fn what_is_out_of_date_or_no_cache_is_always_asked_for() {
+    let fresh = facts(&[("cache-control", "max-age=10")], &terms());
+    assert_eq!(fresh.judge(secs(1), false, &Ask::default()), Use::Fresh);
+    assert_eq!(fresh.judge(secs(1), true, &Ask::default()), Use::Revalidate(Forward::Stale));
+    assert_eq!(fresh.judge(secs(1), true, &ask("max-stale")), Use::Revalidate(Forward::Stale));
+    let asked = facts(&[("cache-control", "no-cache, max-age=10")], &terms());
+    assert_eq!(asked.judge(secs(1), false, &Ask::default()), Use::Revalidate(Forward::Stale));
+}
+
+#[test]
+fn max_stale_does_not_beat_must_revalidate() {
+    let stale = facts(&[("cache-control", "max-age=1, must-revalidate, stale-while-revalidate=9")], &terms());
+    assert_eq!(stale.judge(secs(5), false, &ask("max-stale")), Use::Revalidate(Forward::Stale));
+    let stale = facts(&[("cache-control", "max-age=1, stale-while-revalidate=9")], &terms());
+    assert_eq!(stale.judge(secs(5), false, &ask("max-stale")), Use::Tolerated);
+    assert_eq!(stale.judge(secs(5), false, &ask("max-stale=3")), Use::WhileRevalidating);
+    assert_eq!(stale.judge(secs(5), false, &ask("max-age=2")), Use::Revalidate(Forward::Stale));
+    assert_eq!(stale.judge(secs(11), false, &Ask::default()), Use::Revalidate(Forward::Stale));
+}
+
+#[test]
+fn the_windows_of_an_outage() {
+    let plain = facts(&[], &terms());
+    let may =
+        |age, is_push_back, ask: &Ask| plain.may_stand_in(secs(age), secs(age), is_push_back, &terms(), ask);
+    assert_eq!(may(3600, false, &Ask::default()), Ok(()));
+    assert_eq!(may(3601, false, &Ask::default()), Err(Refused::TooOld));
+    assert_eq!(may(60, true, &Ask::default()), Ok(()));
+    assert_eq!(may(61, true, &Ask::default()), Err(Refused::TooOld));
+    let never = Ask::of(&headers(&[("seawall-stale", "never")]), true);
+    assert_eq!(may(1, false, &never), Err(Refused::Asked));
+    let bound = facts(&[("cache-control", "max-age=0, must-revalidate")], &terms());
+    let refused = Err(Refused::Directive("must-revalidate"));
+    assert_eq!(bound.may_stand_in(secs(1), secs(1), false, &terms(), &Ask::default()), refused);
+    assert_eq!(bound.would_be_refused(&terms()), Some("must-revalidate"));
+    let overriding = Terms { overrides_revalidation: true, ..terms() };
+    assert_eq!(bound.may_stand_in(secs(1), secs(1), false, &overriding, &Ask::default()), Ok(()));
+    assert_eq!(bound.would_be_refused(&overriding), None);
+}
+
+#[test]
+fn the_envelopes_error_is_found_at_its_end_only() {
+    let json = headers(&[("content-type", "application/json; charset=utf-8")]);
+    let long = format!(r#"{{"data":"{}","error":{{"status":500}}}}"#, "x".repeat(9000));
+    for (body, is_error) in [
+        (r#"{"data":null,"error":{"status":503,"a":{"b":"}"}}}"#, true),
+        ("{\"data\":null,\"error\" : {}\n}\n", true),
+        (long.as_str(), true),
+        (r#"{"data":{},"error":null}"#, false),
+        (r#"{"data":{"error":{"a":1}}}"#, false),
+        (r#"{"data":{"error":{"a":1}},"error":null}"#, false),
+        (r#"{"data":{"error":{"a":1},"b":1}}"#, false),
+        (r#"{"data":{"error":{"a":1}"#, false),
+        (r#"{"data":1}"#, false),
+        ("", false),
+    ] {
+        assert_eq!(holds_error(&json, body.as_bytes()), is_error, "{body}");
+    }
+    let html = headers(&[("content-type", "text/html")]);
+    assert!(!holds_error(&html, br#"{"data":null,"error":{}}"#));
+}

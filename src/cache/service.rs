@@ -1,0 +1,540 @@
+//! The way of a request through the cache.
+//!
+//! What is not for the cache goes to the inner service. A read of a cacheable route is answered at once from a fresh
+//! copy, without a future being boxed; else it leads, joins or goes alone (see `flight`), waits as long as it makes
+//! sense, and ends with the answer, a stale copy, or the error.
+
+use super::Cache;
+use super::answer::{Why, may_stand_in};
+use super::entry::{Asked, Entry};
+use super::fetch::{self, Errand};
+use super::flight::{Fill, Flight, FlightKey, Landing, Led, Outcome, Role};
+use super::invalidate::Names;
+use super::key::{self, Key};
+use super::policy::{Ask, Terms, Use};
+use crate::config::raw::Profile;
+use crate::context::{BoxFuture, Credential, Lane, RequestContext, Upstream, is_safe};
+use crate::error::ProxyError;
+use crate::http::Body;
+use crate::http::cache_status::{Forward, Member};
+use crate::http::delivery::{self, Class, Delivery};
+use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, X_REQUEST_ID};
+use crate::ids::PartitionId;
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, HOST,
+    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE,
+    TRANSFER_ENCODING, USER_AGENT,
+};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body::Body as _;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::time::{Instant, timeout_at};
+use tower::{Service, ServiceExt};
+
+/// The request fields that go upstream on a cacheable route; all of them are in the key.
+static KEYED: [HeaderName; 3] = [FLEXPORT_VERSION, ACCEPT, ACCEPT_LANGUAGE];
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("Seawall/", env!("CARGO_PKG_VERSION")));
+
+/// The cache before an inner service.
+#[derive(Clone)]
+pub struct CacheService<S> {
+    inner: S,
+    cache: Arc<Cache>,
+    upstream: Upstream,
+}
+
+/// An answer that is there, or is being made.
+pub enum CacheFuture {
+    /// A fresh copy; taken when it is polled.
+    Ready(Option<Response<Body>>),
+    /// All else.
+    Boxed(BoxFuture<Result<Response<Body>, ProxyError>>),
+}
+
+/// A read that is for the cache.
+pub(crate) struct Read {
+    pub(crate) context: Arc<RequestContext>,
+    pub(crate) partition: PartitionId,
+    pub(crate) terms: Terms,
+    pub(crate) ask: Ask,
+    pub(crate) key: Key,
+    pub(crate) is_head: bool,
+    pub(crate) uri: Uri,
+    /// The caller's own.
+    pub(crate) headers: HeaderMap,
+    /// Whether all end-to-end fields are forwarded, and `Vary` tells which of them matter.
+    is_strict: bool,
+}
+
+/// What the cache has for a read that has to be forwarded.
+pub(crate) struct Found {
+    pub(crate) entry: Option<Arc<Entry>>,
+    pub(crate) forward: Forward,
+    /// Whether the upstream refused this token: then nothing of others is shared with it.
+    is_refused: bool,
+}
+
+enum Look {
+    Done(Response<Body>),
+    /// Answer with this, and refresh.
+    Refresh(Response<Body>, Arc<Entry>),
+    Forward(Found),
+}
+
+enum Waited<T> {
+    Done(T),
+    /// There is a copy, and the upstream takes too long.
+    Impatient,
+    /// Another's fill takes too long.
+    Lock,
+    /// The caller's time is over.
+    Over,
+}
+
+// === impl CacheService ===
+
+impl<S> CacheService<S> {
+    pub(crate) fn new(inner: S, cache: Arc<Cache>, upstream: Upstream) -> Self {
+        Self { inner, cache, upstream }
+    }
+}
+
+impl<S> Service<Request<Body>> for CacheService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = ProxyError> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = ProxyError;
+    type Future = CacheFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        // A hit needs nothing of the inner service; what does need it asks when it has to.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> CacheFuture {
+        let read = match self.cache.read(request) {
+            Ok(read) => read,
+            Err((request, forward)) => {
+                let inner = self.inner.clone();
+                return CacheFuture::Boxed(Box::pin(pass(self.cache.clone(), inner, request, forward)));
+            }
+        };
+        match self.cache.look(&read) {
+            Look::Done(response) => CacheFuture::Ready(Some(response)),
+            Look::Refresh(response, entry) => {
+                self.cache.refresh(&self.upstream, read, entry);
+                CacheFuture::Ready(Some(response))
+            }
+            Look::Forward(found) => CacheFuture::Boxed(Box::pin(forward(
+                self.cache.clone(),
+                self.upstream.clone(),
+                Arc::new(read),
+                found,
+            ))),
+        }
+    }
+}
+
+impl Future for CacheFuture {
+    type Output = Result<Response<Body>, ProxyError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Ready(response) => {
+                Poll::Ready(Ok(response.take().expect("a future is not polled after its end")))
+            }
+            Self::Boxed(future) => future.as_mut().poll(cx),
+        }
+    }
+}
+
+// === impl Read ===
+
+impl Read {
+    /// The request fields that can select a variant.
+    pub(crate) fn asked(&self) -> Asked<'_> {
+        Asked { headers: &self.headers, forwarded: (!self.is_strict).then_some(&KEYED[..]) }
+    }
+
+    pub(crate) fn has_credential(&self) -> bool {
+        !matches!(self.context.identity().credential, Credential::None)
+            || self.headers.contains_key(AUTHORIZATION)
+    }
+
+    /// The request that goes upstream, made anew: nothing gets through that is not meant to.
+    pub(crate) fn outgoing(&self, base: Option<&Entry>) -> Request<Body> {
+        let mut headers = if self.is_strict {
+            let mut headers = self.headers.clone();
+            headers::strip_hop_by_hop(&mut headers);
+            headers::strip_seawall_request(&mut headers);
+            for name in
+                [AUTHORIZATION, CONTENT_LENGTH, HOST, IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE]
+            {
+                headers.remove(name);
+            }
+            headers
+        } else {
+            let mut headers = HeaderMap::with_capacity(12);
+            for name in KEYED.iter().chain(std::iter::once(&TRACESTATE)) {
+                for value in self.headers.get_all(name) {
+                    headers.append(name.clone(), value.clone());
+                }
+            }
+            headers.insert(USER_AGENT, AGENT);
+            // What comes is rewritten, and kept for callers of any coding.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            headers
+        };
+        headers.insert(X_REQUEST_ID, self.context.request_id.clone());
+        headers.insert(TRACEPARENT, self.context.traceparent.clone());
+        if let Some(entry) = base {
+            entry.ask_if_changed(&mut headers);
+        }
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = if self.is_head { Method::HEAD } else { Method::GET };
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers;
+        request
+    }
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// Takes a request as a read, or tells why it is none.
+    #[expect(clippy::result_large_err, reason = "the request goes on, it is not an error that travels")]
+    fn read(&self, request: Request<Body>) -> Result<Read, (Request<Body>, Forward)> {
+        let is_head = *request.method() == Method::HEAD;
+        if !is_head && *request.method() != Method::GET {
+            return Err((request, Forward::Method));
+        }
+        let context = RequestContext::of(&request);
+        let settings = &context.config.settings;
+        let terms = match (&context.route.cache, self.is_strict) {
+            (_, true) => Terms::strict(&settings.cache),
+            (Some(route), false) if settings.profile == Profile::Flexport => {
+                Terms::of_route(route, &settings.cache)
+            }
+            _ => return Err((request, Forward::Bypass)),
+        };
+        let Some(partition) = self.partition(context.identity().partition) else {
+            return Err((request, Forward::Bypass));
+        };
+        let headers = request.headers();
+        let has_content = headers.contains_key(TRANSFER_ENCODING)
+            || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+            || !request.body().is_end_stream();
+        if has_content || headers.contains_key(IF_MATCH) || headers.contains_key(IF_UNMODIFIED_SINCE) {
+            return Err((request, Forward::Bypass));
+        }
+        let context = context.clone();
+        let (parts, _) = request.into_parts();
+        let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let settings = &context.config.settings;
+        let key = key::of(
+            &key::Parts {
+                partition,
+                upstream: &settings.upstream.base_url,
+                public_url: &context.config.public_url,
+                target: target.as_str(),
+            },
+            &parts.headers,
+            if self.is_strict { &[] } else { &KEYED },
+        );
+        let ask = Ask::of(&parts.headers, settings.cache.honour_request_cc);
+        Ok(Read {
+            context,
+            partition,
+            terms,
+            ask,
+            key,
+            is_head,
+            uri: Uri::from(target),
+            headers: parts.headers,
+            is_strict: self.is_strict,
+        })
+    }
+
+    /// Answers from a copy, or tells what there is.
+    fn look(&self, read: &Read) -> Look {
+        let found = |entry, forward| Look::Forward(Found { entry, forward, is_refused: false });
+        let token = || self.refusals.token(&read.context.identity().credential);
+        let looked = if self.refusals.is_refused(read.partition, token, &read.key) {
+            Look::Forward(Found { entry: None, forward: Forward::Bypass, is_refused: true })
+        } else if let Some(variants) = self.memory.get(&read.key) {
+            let asked = read.asked();
+            match variants.iter().find(|entry| entry.is_selected_by(asked)) {
+                None => found(None, Forward::VaryMiss),
+                Some(entry) => {
+                    let now = self.now();
+                    let age = entry.facts.age(entry.confirmed.since(&now));
+                    let is_outdated =
+                        entry.confirmed.is_ahead_of(&now) || self.marks.is_outdated(entry.names, entry.began);
+                    match entry.facts.judge(age, is_outdated, &read.ask) {
+                        Use::Fresh => return Look::Done(self.fresh(read, entry, &now)),
+                        Use::Tolerated if may_stand_in(read, entry, Why::TOLERATED, &now).is_ok() => {
+                            return Look::Done(self.stale(read, entry, Why::TOLERATED, &now));
+                        }
+                        Use::WhileRevalidating if !read.ask.directives.only_if_cached => {
+                            let response = self.stale(read, entry, Why::REVALIDATING, &now);
+                            return Look::Refresh(response, entry.clone());
+                        }
+                        Use::Tolerated | Use::WhileRevalidating => found(Some(entry.clone()), Forward::Stale),
+                        Use::Revalidate(forward) => found(Some(entry.clone()), forward),
+                    }
+                }
+            }
+        } else {
+            found(None, Forward::UriMiss)
+        };
+        if read.ask.directives.only_if_cached { Look::Done(self.not_cached(read)) } else { looked }
+    }
+
+    fn names(&self, read: &Read) -> Names {
+        let tag = read.context.route.cache.as_ref().map_or("", |policy| policy.tag.as_str());
+        self.marks.names(read.partition, read.uri.path(), tag)
+    }
+
+    /// Refreshes a copy in the background, unless it is being refreshed, or too many are.
+    fn refresh(self: &Arc<Self>, upstream: &Upstream, mut read: Read, entry: Arc<Entry>) {
+        let Ok(permit) = self.refreshes.clone().try_acquire_owned() else { return };
+        let key =
+            FlightKey { key: read.key, token: self.refusals.token(&read.context.identity().credential) };
+        read.is_head = false;
+        let names = self.names(&read);
+        let began = self.marks.moment();
+        let is_outdated = |moment| self.marks.is_outdated(names, moment);
+        if let Role::Lead(landing) = self.flights.enter(key, Instant::now(), began, is_outdated) {
+            let errand = Errand {
+                read: Arc::new(read),
+                base: entry.has_validator().then_some(entry),
+                began,
+                names,
+                key,
+                landing: Some(landing),
+                may_keep: true,
+                lane: Lane::Refresh,
+            };
+            let run = fetch::run(self.clone(), upstream.clone(), errand);
+            self.tasks.spawn("cache-refresh", async move {
+                drop(run.await);
+                drop(permit);
+            });
+        }
+    }
+
+    /// Waits for what is being fetched, as long as it makes sense.
+    async fn wait<F: Future + Unpin>(
+        &self,
+        future: &mut F,
+        read: &Read,
+        has_copy: bool,
+        began: Instant,
+        is_joined: bool,
+    ) -> Waited<F::Output> {
+        let settings = &read.context.config.settings;
+        let deadline = read.context.deadline;
+        let soon = began + *settings.breaker.stale_deadline;
+        let late = began + (*settings.breaker.slow).max(*settings.breaker.stale_deadline);
+        let lock = began + *settings.cache.lock_wait;
+        let mut is_soon_over = false;
+        loop {
+            let mut until = deadline;
+            if has_copy {
+                until = until.min(if is_soon_over { late } else { soon });
+            }
+            if is_joined {
+                until = until.min(lock);
+            }
+            if let Ok(done) = timeout_at(until, &mut *future).await {
+                return Waited::Done(done);
+            }
+            // Which of them it was; with a copy at hand that is better than an error.
+            if has_copy && until >= late.min(deadline) {
+                return Waited::Impatient;
+            }
+            if has_copy && !is_soon_over && until >= soon {
+                if self.health.shows_failures(&read.context.route.group) {
+                    return Waited::Impatient;
+                }
+                is_soon_over = true;
+                if until < lock || !is_joined {
+                    continue;
+                }
+            }
+            return if until >= deadline { Waited::Over } else { Waited::Lock };
+        }
+    }
+}
+
+/// Forwards a read and waits for its end.
+async fn forward(
+    cache: Arc<Cache>,
+    upstream: Upstream,
+    read: Arc<Read>,
+    found: Found,
+) -> Result<Response<Body>, ProxyError> {
+    let arrived = Instant::now();
+    let key = FlightKey { key: read.key, token: cache.refusals.token(&read.context.identity().credential) };
+    let names = cache.names(&read);
+    let began = cache.marks.moment();
+    let may_keep = !read.ask.directives.no_store;
+    // A HEAD is not kept, `no-store` is for one caller, a refused token shares nothing, and what the strict profile
+    // forwards is not all in the key.
+    let is_for_one = read.is_head || !may_keep || found.is_refused || read.is_strict;
+    let role = if is_for_one {
+        Role::Alone
+    } else {
+        cache.flights.enter(key, arrived, began, |moment| cache.marks.is_outdated(names, moment))
+    };
+    let errand = |landing: Option<Landing>| Errand {
+        read: read.clone(),
+        base: found.entry.clone().filter(|entry| entry.has_validator() && !read.is_head),
+        began: if landing.is_some() { began } else { cache.marks.moment() },
+        names,
+        key,
+        landing,
+        may_keep: may_keep && !read.is_head,
+        lane: Lane::LiveRead,
+    };
+    let landing = match role {
+        Role::Lead(landing) => Some(landing),
+        Role::Alone => None,
+        Role::Join(flight) => match join(&cache, &read, &found, &flight, arrived).await {
+            Some(end) => return end,
+            None => None,
+        },
+    };
+    let mut fill = Fill::new(fetch::run(cache.clone(), upstream, errand(landing)), &cache.tasks);
+    let copy = found
+        .entry
+        .as_deref()
+        .filter(|entry| may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
+    match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
+        Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, &found, outcome, false),
+        Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, &found, response)),
+        Waited::Impatient | Waited::Lock | Waited::Over => match copy {
+            Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
+            None => cache.conclude(&read, &found, Outcome::Failed(ProxyError::HeadTimeout), false),
+        },
+    }
+}
+
+/// Waits for another's fill. `None`: go on alone.
+async fn join(
+    cache: &Cache,
+    read: &Read,
+    found: &Found,
+    flight: &Flight,
+    arrived: Instant,
+) -> Option<Result<Response<Body>, ProxyError>> {
+    let copy =
+        found.entry.as_deref().filter(|entry| may_stand_in(read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
+    let mut landed = std::pin::pin!(flight.landed());
+    let mut is_joined = true;
+    loop {
+        let end = match cache.wait(&mut landed, read, copy.is_some(), arrived, is_joined).await {
+            Waited::Done(Outcome::Alone) => return None,
+            Waited::Done(outcome) => cache.conclude(read, found, outcome, true),
+            Waited::Lock => match copy {
+                Some(entry) => Ok(cache.stale(read, entry, Why::REVALIDATING, &cache.now())),
+                None if flight.may_leave() => return None,
+                None => {
+                    is_joined = false;
+                    continue;
+                }
+            },
+            Waited::Impatient | Waited::Over => match copy {
+                Some(entry) => Ok(cache.stale(read, entry, Why::TOO_SLOW, &cache.now())),
+                None => cache.conclude(read, found, Outcome::Failed(ProxyError::HeadTimeout), true),
+            },
+        };
+        return Some(end);
+    }
+}
+
+/// Lets a request go by that is not for the cache, and looks at what it may have changed.
+async fn pass<S>(
+    cache: Arc<Cache>,
+    inner: S,
+    request: Request<Body>,
+    forward: Forward,
+) -> Result<Response<Body>, ProxyError>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = ProxyError>,
+{
+    cache.counters.bypass.inc();
+    let context = RequestContext::of(&request).clone();
+    let partition = cache.partition(context.identity().partition);
+    let path = (!is_safe(request.method())).then(|| request.uri().path().to_owned());
+    let mut result = inner.oneshot(request).await;
+    let is_ours = result.as_ref().is_ok_and(|response| response.headers().contains_key(SEAWALL_SOURCE));
+    let Some(partition) = partition else {
+        return result.map(|response| tell_passed(response, forward, is_ours));
+    };
+    if let Some(path) = path
+        && !is_ours
+        && may_have_acted(&result)
+    {
+        cache.marks.path(partition, &path);
+        for tag in &context.route.queue.invalidates {
+            cache.marks.tag(partition, tag);
+        }
+        if let Ok(response) = &result {
+            for name in [LOCATION, CONTENT_LOCATION] {
+                if let Some(path) = own_path(response.headers().get(name), &context.config.public_url) {
+                    cache.marks.path(partition, path);
+                }
+            }
+        }
+    }
+    if let Ok(response) = &mut result
+        && !is_ours
+    {
+        let token = || cache.refusals.token(&context.identity().credential);
+        match response.status().as_u16() {
+            401 => cache.refusals.refuse(partition, token(), None),
+            200..=299 => cache.refusals.clear(partition, token, None),
+            _ => {}
+        }
+    }
+    result.map(|response| tell_passed(response, forward, is_ours))
+}
+
+fn tell_passed(mut response: Response<Body>, forward: Forward, is_ours: bool) -> Response<Body> {
+    if !is_ours {
+        Member::forwarded(forward).append_to(response.headers_mut());
+        response.headers_mut().insert(SEAWALL_SOURCE, HeaderValue::from_static("upstream"));
+    }
+    response
+}
+
+/// Whether an unsafe request may have changed anything: RFC 9111 §4.4 asks for it on a success; what is not known
+/// counts as one.
+fn may_have_acted(result: &Result<Response<Body>, ProxyError>) -> bool {
+    let delivery = delivery::of(match result {
+        Ok(response) => Ok((response.status(), response.headers())),
+        Err(error) => Err(error),
+    });
+    match delivery {
+        Delivery::Answered(Class::Success) => {
+            result.as_ref().is_ok_and(|response| !response.status().is_client_error())
+        }
+        Delivery::Ambiguous(_) => true,
+        Delivery::NotSent(_) | Delivery::Refused(_) | Delivery::Answered(_) => false,
+    }
+}
+
+/// The path of a URL of ours; another origin's URLs say nothing of our copies.
+fn own_path<'a>(value: Option<&'a HeaderValue>, public_url: &str) -> Option<&'a str> {
+    let text = value?.to_str().ok()?;
+    let path = text.strip_prefix(public_url).unwrap_or(text);
+    (path.starts_with('/') && !path.starts_with("//")).then_some(path)
+}

@@ -1,0 +1,1279 @@
+use super::*;
+use crate::config::Snapshot;
+use crate::context::{Credential, Identity, Lane, Pending, RequestContext, Upstream, UpstreamRequest};
+use crate::error::ProxyError;
+use crate::flexport::problem::Asked;
+use crate::flexport::routes::{RoutePolicy, RouteTable, built_in};
+use crate::http::{Body, BodyError};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Frame;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tower::util::BoxCloneSyncService;
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+const START: &str = "2025-11-24T08:00:00Z";
+const A: PartitionId = PartitionId([1; 16]);
+const B: PartitionId = PartitionId([2; 16]);
+const OK_ENVELOPE: &str = r#"{"_object":"/api/response","self":"x","version":2,"data":{"n":1},"error":null}"#;
+
+/// What the upstream does with one request.
+#[derive(Clone)]
+enum Step {
+    Answer {
+        status: u16,
+        headers: Vec<(&'static str, String)>,
+        body: Bytes,
+    },
+    /// Some of the body, then the connection ends.
+    Cut,
+    /// The body in pieces, without a length.
+    Pieces(Vec<Bytes>),
+    Fail(ProxyError),
+    After(Duration, Box<Step>),
+}
+
+#[derive(Clone)]
+struct Seen {
+    method: Method,
+    target: String,
+    headers: HeaderMap,
+    lane: Lane,
+}
+
+#[derive(Default)]
+struct Script {
+    steps: Mutex<VecDeque<Step>>,
+    seen: Mutex<Vec<Seen>>,
+    inner_seen: Mutex<Vec<Seen>>,
+    inner_steps: Mutex<VecDeque<Step>>,
+}
+
+#[derive(Default)]
+struct Facts {
+    fails: AtomicBool,
+    pending: Mutex<Option<Pending>>,
+}
+
+struct World {
+    cache: Arc<Cache>,
+    script: Arc<Script>,
+    facts: Arc<Facts>,
+    snapshot: Arc<Snapshot>,
+    service: BoxCloneSyncService<Request<Body>, Response<Body>, ProxyError>,
+    tasks: Tasks,
+}
+
+struct Ask<'a> {
+    world: &'a World,
+    method: Method,
+    target: &'a str,
+    headers: HeaderMap,
+    identity: Identity,
+    timeout: Duration,
+    body: Body,
+}
+
+struct Got {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl GroupHealth for Facts {
+    fn shows_failures(&self, _: &str) -> bool {
+        self.fails.load(Ordering::Relaxed)
+    }
+}
+
+impl PendingWrites for Facts {
+    fn pending(&self, _: PartitionId, _: &str) -> Option<Pending> {
+        *self.pending.lock().unwrap()
+    }
+}
+
+struct Pieces {
+    left: VecDeque<Bytes>,
+    is_cut: bool,
+}
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = BodyError;
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(match self.left.pop_front() {
+            Some(piece) => Some(Ok(Frame::data(piece))),
+            None if self.is_cut => Some(Err(BodyError::Cut("reset".to_owned()))),
+            None => None,
+        })
+    }
+}
+
+async fn play(step: Step) -> Result<Response<Body>, ProxyError> {
+    let mut step = step;
+    loop {
+        return match step {
+            Step::After(span, next) => {
+                tokio::time::sleep(span).await;
+                step = *next;
+                continue;
+            }
+            Step::Fail(error) => Err(error),
+            Step::Cut => {
+                let left = VecDeque::from([Bytes::from_static(b"{\"_ob")]);
+                Ok(Response::new(Body::new(Pieces { left, is_cut: true })))
+            }
+            Step::Pieces(pieces) => {
+                Ok(Response::new(Body::new(Pieces { left: pieces.into(), is_cut: false })))
+            }
+            Step::Answer { status, headers, body } => {
+                let mut response = Response::builder().status(status);
+                for (name, value) in headers {
+                    response = response.header(name, value);
+                }
+                Ok(response.body(Body::from(body)).unwrap())
+            }
+        };
+    }
+}
+
+fn answer(status: u16, headers: &[(&'static str, &str)], body: &str) -> Step {
+    Step::Answer {
+        status,
+        headers: headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
+        body: Bytes::copy_from_slice(body.as_bytes()),
+    }
+}
+
+fn ok(headers: &[(&'static str, &str)], body: &str) -> Step {
+    answer(200, headers, body)
+}
+
+fn breaker_open() -> Step {
+    Step::Fail(ProxyError::BreakerOpen {
+        scope: "shipments:read".to_owned(),
+        retry_after: Duration::from_secs(5),
+    })
+}
+
+fn world() -> World {
+    world_with(|_| {}, |_| {})
+}
+
+fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePolicy)) -> World {
+    let mut settings = Settings::default();
+    change(&mut settings);
+    let mut rows = built_in();
+    rows.iter_mut().for_each(change_route);
+    let script = Arc::new(Script::default());
+    let facts = Arc::new(Facts::default());
+    let tasks = Tasks::new();
+    let cache = Cache::new(
+        &settings,
+        Clock::anchored(START.parse().unwrap()),
+        &Metrics::new(),
+        tasks.clone(),
+        facts.clone(),
+        facts.clone(),
+    );
+    let snapshot = Arc::new(Snapshot {
+        settings,
+        routes: RouteTable::new(rows, RoutePolicy::other()),
+        public_url: "http://127.0.0.1:8460".into(),
+        ..Snapshot::of(Settings::default()).unwrap()
+    });
+    let told = script.clone();
+    let upstream: Upstream = BoxCloneSyncService::new(service_fn(move |asked: UpstreamRequest| {
+        let (parts, _) = asked.request.into_parts();
+        told.seen.lock().unwrap().push(Seen {
+            method: parts.method,
+            target: parts.uri.to_string(),
+            headers: parts.headers,
+            lane: asked.call.lane,
+        });
+        play(told.steps.lock().unwrap().pop_front().expect("nothing more is asked of the upstream"))
+    }));
+    let told = script.clone();
+    let inner = service_fn(move |request: Request<Body>| {
+        let (parts, _) = request.into_parts();
+        told.inner_seen.lock().unwrap().push(Seen {
+            method: parts.method,
+            target: parts.uri.to_string(),
+            headers: parts.headers,
+            lane: Lane::LiveWrite,
+        });
+        play(told.inner_steps.lock().unwrap().pop_front().unwrap_or_else(|| ok(&[], "inner")))
+    });
+    let service = BoxCloneSyncService::new(CacheLayer::new(cache.clone(), upstream).layer(inner));
+    World { cache, script, facts, snapshot, service, tasks }
+}
+
+impl World {
+    fn plan(&self, steps: impl IntoIterator<Item = Step>) {
+        self.script.steps.lock().unwrap().extend(steps);
+    }
+
+    fn asked(&self) -> usize {
+        self.script.seen.lock().unwrap().len()
+    }
+
+    fn last(&self) -> Seen {
+        self.script.seen.lock().unwrap().last().unwrap().clone()
+    }
+
+    fn get<'a>(&'a self, target: &'a str) -> Ask<'a> {
+        self.ask(Method::GET, target)
+    }
+
+    fn ask<'a>(&'a self, method: Method, target: &'a str) -> Ask<'a> {
+        Ask {
+            world: self,
+            method,
+            target,
+            headers: HeaderMap::new(),
+            identity: identity(A, "token"),
+            timeout: Duration::from_secs(60),
+            body: Body::empty(),
+        }
+    }
+
+    fn settle(&self, path: &str, method: &Method, route: &str) {
+        self.cache.settled(&SettledWrite {
+            partition: A,
+            path: path.to_owned(),
+            route: self.snapshot.routes.find(method, route).clone(),
+            also: Vec::new(),
+        });
+    }
+}
+
+fn identity(partition: PartitionId, token: &str) -> Identity {
+    let value = HeaderValue::from_str(&format!("Bearer {token}")).unwrap();
+    Identity { caller: None, credential: Credential::Passed(value), partition: Some(partition), owner: None }
+}
+
+impl Ask<'_> {
+    fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.append(name, HeaderValue::from_str(value).unwrap());
+        self
+    }
+
+    fn by(mut self, identity: Identity) -> Self {
+        self.identity = identity;
+        self
+    }
+
+    fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    fn body(mut self, body: &'static str) -> Self {
+        self.body = Body::from(body);
+        self
+    }
+
+    fn request(self) -> Request<Body> {
+        let path = self.target.split('?').next().unwrap();
+        let now = Instant::now();
+        let context = RequestContext {
+            config: self.world.snapshot.clone(),
+            route: self.world.snapshot.routes.find(&self.method, path).clone(),
+            request_id: HeaderValue::from_static("req-1"),
+            traceparent: HeaderValue::from_static("00-1-1-01"),
+            peer: "127.0.0.1:1".parse().unwrap(),
+            arrived: now,
+            deadline: now + self.timeout,
+            method: self.method.clone(),
+            asked: Asked {
+                public_url: self.world.snapshot.public_url.clone(),
+                target: self.target.to_owned(),
+                version: serde_json::json!(2),
+                wants_problem: false,
+            },
+            identity: OnceLock::from(self.identity),
+        };
+        let mut request = Request::new(self.body);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.target.parse().unwrap();
+        *request.headers_mut() = self.headers;
+        request.extensions_mut().insert(Arc::new(context));
+        request
+    }
+
+    async fn try_send(self) -> Result<Got, ProxyError> {
+        let service = self.world.service.clone();
+        let response = service.oneshot(self.request()).await?;
+        let (parts, body) = response.into_parts();
+        let body = body.collect(1 << 30).await.unwrap();
+        Ok(Got { status: parts.status, headers: parts.headers, body })
+    }
+
+    async fn send(self) -> Got {
+        self.try_send().await.unwrap()
+    }
+}
+
+impl Got {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    #[track_caller]
+    fn says(&self, source: &str, status: &str) {
+        assert_eq!(self.header("seawall-source"), source);
+        assert_eq!(self.header("cache-status"), status);
+    }
+}
+
+async fn secs(seconds: u64) {
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+}
+
+// === what is forwarded and kept ===
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_freshness_is_kept_but_each_read_asks() {
+    let world = world();
+    world.plan([ok(&[], "one"), ok(&[], "two"), breaker_open()]);
+    let got = world.get("/shipments?page=1").send().await;
+    got.says("upstream", "seawall; fwd=uri-miss; fwd-status=200; stored; ttl=-1");
+    assert!(got.headers.get("age").is_none() && got.headers.get("seawall-data-as-of").is_none());
+    assert_eq!(got.body, "one");
+    let got = world.get("/shipments?page=1").send().await;
+    got.says("upstream", "seawall; fwd=stale; fwd-status=200; stored; ttl=-1");
+    assert_eq!(got.body, "two");
+    secs(812).await;
+    let got = world.get("/shipments?page=1").send().await;
+    got.says("stale", "seawall; hit; ttl=-812; detail=breaker-open");
+    assert_eq!((got.status, &got.body[..]), (StatusCode::OK, &b"two"[..]));
+    assert_eq!(got.header("age"), "812");
+    assert_eq!(got.header("seawall-data-as-of"), START);
+    assert_eq!(got.header("seawall-stale-reason"), "breaker-open");
+    assert_eq!(got.header("cache-control"), "max-age=0");
+    assert_eq!(got.header("content-length"), "3");
+    let stats = world.cache.stats();
+    assert_eq!((stats.entries, stats.misses, stats.stale_served), (1, 2, 1));
+    assert_eq!(stats.newest_confirmed_age_seconds, Some(812));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_copy_is_served_without_asking() {
+    let world = world();
+    world.plan([ok(&[("cache-control", "max-age=10"), ("etag", "\"a\"")], "one"), ok(&[], "two")]);
+    world
+        .get("/shipments")
+        .send()
+        .await
+        .says("upstream", "seawall; fwd=uri-miss; fwd-status=200; stored; ttl=10");
+    secs(4).await;
+    let got = world.get("/shipments").send().await;
+    got.says("cache", "seawall; hit; ttl=6");
+    assert_eq!((got.header("age"), got.header("etag"), &got.body[..]), ("4", "\"a\"", &b"one"[..]));
+    assert_eq!(got.header("cache-control"), "max-age=10");
+    assert_eq!(world.asked(), 1);
+    secs(6).await;
+    assert_eq!(world.get("/shipments").send().await.body, "two");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_routes_ttl_is_for_answers_that_name_no_freshness() {
+    let world = world_with(
+        |_| {},
+        |route| {
+            if let Some(cache) = &mut route.cache {
+                cache.ttl = Duration::from_secs(5);
+            }
+        },
+    );
+    world.plan([ok(&[], "one"), ok(&[("cache-control", "max-age=0")], "two"), ok(&[], "three")]);
+    world.get("/shipments").send().await;
+    world.get("/shipments").send().await.says("cache", "seawall; hit; ttl=5");
+    world.get("/ports").send().await;
+    assert_eq!(world.get("/ports").send().await.body, "three");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_is_in_the_key_goes_upstream() {
+    let world = world();
+    world.plan([ok(&[], "one")]);
+    let ask = world
+        .get("/shipments?f=%2F..&x=%20")
+        .with("authorization", "Bearer token")
+        .with("flexport-version", "3")
+        .with("accept", "application/json")
+        .with("accept-encoding", "gzip")
+        .with("cookie", "a=b")
+        .with("x-forwarded-host", "evil")
+        .with("if-none-match", "\"theirs\"")
+        .with("range", "bytes=0-1")
+        .with("connection", "accept")
+        .with("seawall-stale", "never");
+    ask.send().await;
+    let seen = world.last();
+    assert_eq!(
+        (seen.method, seen.target.as_str(), seen.lane),
+        (Method::GET, "/shipments?f=%2F..&x=%20", Lane::LiveRead)
+    );
+    let mut names: Vec<_> = seen.headers.keys().map(http::HeaderName::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        ["accept", "accept-encoding", "flexport-version", "traceparent", "user-agent", "x-request-id"]
+    );
+    assert_eq!(seen.headers["user-agent"], concat!("Seawall/", env!("CARGO_PKG_VERSION")));
+    assert_eq!(seen.headers["accept-encoding"], "identity");
+}
+
+#[tokio::test(start_paused = true)]
+async fn partitions_versions_and_urls_never_mix() {
+    let world = world();
+    let long = "max-age=100";
+    world.plan((0..5).map(|number| ok(&[("cache-control", long)], &number.to_string())));
+    let body = async |ask: Ask<'_>| String::from_utf8(ask.send().await.body.to_vec()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(body(world.get("/shipments")).await, "0");
+        assert_eq!(body(world.get("/shipments").by(identity(B, "other"))).await, "1");
+        assert_eq!(body(world.get("/shipments").with("flexport-version", "3")).await, "2");
+        assert_eq!(body(world.get("/shipments").with("accept", "text/html")).await, "3");
+        assert_eq!(body(world.get("/shipments?a")).await, "4");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_for_the_cache_goes_to_the_inner_service() {
+    let world = world();
+    let got = world.ask(Method::POST, "/bookings").body("{}").send().await;
+    got.says("upstream", "seawall; fwd=method");
+    world.get("/unknown").send().await.says("upstream", "seawall; fwd=bypass");
+    world.get("/shipments").body("content").send().await.says("upstream", "seawall; fwd=bypass");
+    let nobody = Identity { caller: None, credential: Credential::None, partition: None, owner: None };
+    world.get("/shipments").by(nobody).send().await.says("upstream", "seawall; fwd=bypass");
+    let queued = answer(202, &[("seawall-source", "queue")], "");
+    world.script.inner_steps.lock().unwrap().push_back(queued);
+    world.ask(Method::POST, "/bookings").send().await.says("queue", "");
+    assert_eq!(world.script.inner_seen.lock().unwrap().len(), 5);
+    assert_eq!((world.asked(), world.cache.stats().bypassed), (0, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_not_be_kept_is_not() {
+    let envelope_error = r#"{"_object":"/api/response","data":{"error":null},"error":{"_object":"/api/error","status":503,"message":"a \"}}\" b"}}"#;
+    let json = ("content-type", "application/json");
+    for step in [
+        ok(&[("cache-control", "max-age=60, no-store")], "x"),
+        ok(&[("cache-control", "max-age=60"), ("set-cookie", "a=b")], "x"),
+        ok(&[("cache-control", "max-age=60"), ("vary", "Accept, *")], "x"),
+        ok(&[("cache-control", "max-age=60"), json], envelope_error),
+        answer(206, &[("cache-control", "max-age=60")], "x"),
+        answer(302, &[("cache-control", "max-age=60"), ("location", "/")], "x"),
+        answer(301, &[], "x"),
+        answer(404, &[], "x"),
+        answer(500, &[("cache-control", "max-age=60")], "x"),
+        answer(401, &[("cache-control", "max-age=60")], "x"),
+    ] {
+        let world = world();
+        world.plan([step, ok(&[], "second"), ok(&[], "third")]);
+        let got = world.get("/shipments").send().await;
+        assert_eq!(got.header("seawall-source"), "upstream");
+        assert!(!got.header("cache-status").contains("stored"), "{}", got.header("cache-status"));
+        assert_eq!(world.cache.stats().entries, 0);
+        assert_eq!(world.get("/shipments").send().await.body, "second");
+        assert_eq!(world.asked(), 2);
+    }
+    for step in [
+        ok(&[json], OK_ENVELOPE),
+        ok(&[json], r#"{"_object":"/api/response","data":{"error":{"a":1}},"error":null}"#),
+        answer(404, &[("cache-control", "max-age=60")], "x"),
+        answer(301, &[("cache-control", "max-age=60")], "x"),
+    ] {
+        let world = world();
+        world.plan([step]);
+        world.get("/shipments").send().await;
+        assert_eq!(world.cache.stats().entries, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn upstreams_own_fields_of_ours_are_not_believed() {
+    let world = world();
+    let lies = [
+        ("seawall-source", "queue"),
+        ("seawall-write-id", "x"),
+        ("cache-status", "cdn; hit"),
+        ("connection", "x-hop"),
+        ("x-hop", "1"),
+    ];
+    world.plan([ok(&lies, "x"), answer(500, &lies, "x")]);
+    let got = world.get("/shipments").send().await;
+    assert!(got.headers.get("seawall-write-id").is_none() && got.headers.get("x-hop").is_none());
+    got.says("upstream", "seawall; fwd=uri-miss; fwd-status=200; stored; ttl=-1");
+    let got = world.get("/ports").send().await;
+    let said: Vec<_> = got.headers.get_all("cache-status").iter().collect();
+    assert_eq!(said, ["cdn; hit, seawall; fwd=uri-miss; fwd-status=500"]);
+}
+
+// === what the request asks ===
+
+#[tokio::test(start_paused = true)]
+async fn a_requests_cache_control_is_honoured() {
+    let world = world();
+    let fresh = || ok(&[("cache-control", "max-age=10")], "x");
+    world.plan([fresh()]);
+    world.get("/shipments").send().await;
+    secs(4).await;
+    let ask = |directive: &'static str| world.get("/shipments").with("cache-control", directive);
+    ask("max-age=4").send().await.says("cache", "seawall; hit; ttl=6");
+    ask("min-fresh=5").send().await.says("cache", "seawall; hit; ttl=6");
+    ask("only-if-cached").send().await.says("cache", "seawall; hit; ttl=6");
+    for directive in ["no-cache", "max-age=0", "max-age=3", "min-fresh=7"] {
+        world.plan([fresh()]);
+        let got = ask(directive).send().await;
+        got.says("upstream", "seawall; fwd=request; fwd-status=200; stored; ttl=10");
+        secs(4).await;
+    }
+    secs(10).await;
+    let got = ask("max-stale=4").send().await;
+    got.says("stale", "seawall; hit; ttl=-4; detail=max-stale");
+    let asked = world.asked();
+    let got = ask("only-if-cached").send().await;
+    assert_eq!((got.status, world.asked()), (StatusCode::GATEWAY_TIMEOUT, asked));
+    assert!(std::str::from_utf8(&got.body).unwrap().contains("seawall_not_cached"));
+    world.plan([fresh()]);
+    assert_eq!(ask("max-stale=3").send().await.header("seawall-source"), "upstream");
+    world.plan([ok(&[("cache-control", "max-age=10")], "other")]);
+    let got = ask("no-store").send().await;
+    assert_eq!((got.header("cache-status").contains("stored"), &got.body[..]), (false, &b"other"[..]));
+    assert_eq!(world.get("/shipments").send().await.body, "x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requests_cache_control_can_be_ignored() {
+    let world = world_with(|settings| settings.cache.honour_request_cc = false, |_| {});
+    world.plan([ok(&[("cache-control", "max-age=10")], "x")]);
+    world.get("/shipments").with("cache-control", "no-store").send().await;
+    world
+        .get("/shipments")
+        .with("cache-control", "no-cache")
+        .send()
+        .await
+        .says("cache", "seawall; hit; ttl=10");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_copy_that_has_changed_is_revalidated_and_replaced() {
+    let world = world();
+    world.plan([
+        ok(
+            &[
+                ("etag", "W/\"a\""),
+                ("last-modified", "Mon, 24 Nov 2025 07:00:00 GMT"),
+                ("x-kept", "1"),
+                ("x-old", "1"),
+                ("content-type", "text/plain"),
+            ],
+            "one",
+        ),
+        answer(
+            304,
+            &[("etag", "\"a\""), ("x-old", "2"), ("cache-control", "max-age=5"), ("content-length", "99")],
+            "",
+        ),
+        ok(&[("etag", "\"b\"")], "two"),
+    ]);
+    world.get("/shipments").send().await;
+    secs(30).await;
+    let got = world.get("/shipments").send().await;
+    got.says("cache", "seawall; fwd=stale; fwd-status=304; stored; ttl=5");
+    assert_eq!(world.last().headers["if-none-match"], "W/\"a\"");
+    assert_eq!(world.last().headers["if-modified-since"], "Mon, 24 Nov 2025 07:00:00 GMT");
+    assert_eq!((got.header("x-kept"), got.header("x-old"), got.header("content-length")), ("1", "2", "3"));
+    assert_eq!((got.header("age"), got.header("content-type")), ("0", "text/plain"));
+    assert_eq!(got.header("seawall-data-as-of"), "2025-11-24T08:00:30Z");
+    assert_eq!(got.body, "one");
+    world.get("/shipments").send().await.says("cache", "seawall; hit; ttl=5");
+    secs(5).await;
+    let got = world.get("/shipments").send().await;
+    got.says("upstream", "seawall; fwd=stale; fwd-status=200; stored; ttl=-1");
+    assert_eq!(got.body, "two");
+    assert_eq!(world.cache.stats().revalidated, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_304_that_speaks_of_another_copy_is_asked_again() {
+    let world = world();
+    world.plan([
+        ok(&[("etag", "\"a\"")], "one"),
+        answer(304, &[("etag", "\"b\"")], ""),
+        ok(&[("etag", "\"b\"")], "two"),
+    ]);
+    world.get("/shipments").send().await;
+    assert_eq!(world.get("/shipments").send().await.body, "two");
+    assert!(world.last().headers.get("if-none-match").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callers_conditions_are_answered_from_the_copy() {
+    let world = world();
+    let tagged = [
+        ("etag", "\"a,b\""),
+        ("cache-control", "max-age=10"),
+        ("last-modified", "Mon, 24 Nov 2025 07:00:00 GMT"),
+        ("content-type", "text/plain"),
+    ];
+    world.plan([ok(&tagged, "one"), answer(304, &[], "")]);
+    // On a miss the whole is fetched, and the condition is judged here.
+    let got = world.get("/shipments").with("if-none-match", "\"a,b\"").send().await;
+    assert_eq!((got.status, got.body.len()), (StatusCode::NOT_MODIFIED, 0));
+    for (name, value, status) in [
+        ("if-none-match", "\"x\", W/\"a,b\"", 304),
+        ("if-none-match", "*", 304),
+        ("if-none-match", "\"a\", \"b\"", 200),
+        ("if-modified-since", "Mon, 24 Nov 2025 07:00:00 GMT", 304),
+        ("if-modified-since", "Mon, 24 Nov 2025 06:59:59 GMT", 200),
+        ("if-modified-since", "yesterday", 200),
+    ] {
+        let got = world.get("/shipments").with(name, value).send().await;
+        assert_eq!(got.status, status, "{name}: {value}");
+        got.says("cache", "seawall; hit; ttl=10");
+        assert_eq!(got.headers.contains_key("content-type"), status == 200);
+        assert_eq!(got.header("etag"), "\"a,b\"");
+    }
+    secs(11).await;
+    let got = world.get("/shipments").with("if-none-match", "\"a,b\"").send().await;
+    assert_eq!(got.status, StatusCode::NOT_MODIFIED);
+    assert_eq!(world.asked(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_is_answered_from_a_fresh_get_and_otherwise_forwarded() {
+    let world = world();
+    world.plan([
+        ok(&[("content-length", "3"), ("cache-control", "max-age=60")], ""),
+        ok(&[("cache-control", "max-age=60")], "one"),
+    ]);
+    let got = world.ask(Method::HEAD, "/shipments").send().await;
+    assert_eq!((world.last().method, got.header("content-length")), (Method::HEAD, "3"));
+    assert_eq!(world.cache.stats().entries, 0, "the answer to a HEAD is not kept");
+    assert_eq!(world.get("/shipments").send().await.body, "one");
+    let got = world.ask(Method::HEAD, "/shipments").send().await;
+    got.says("cache", "seawall; hit; ttl=60");
+    assert_eq!((got.header("content-length"), got.body.len()), ("3", 0));
+    secs(60).await;
+    world.plan([breaker_open()]);
+    let got = world.ask(Method::HEAD, "/shipments").send().await;
+    got.says("stale", "seawall; hit; ttl=-1; detail=breaker-open");
+    assert_eq!((got.header("content-length"), got.body.len()), ("3", 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clock_going_back_makes_a_copy_stale() {
+    let world = world();
+    world.plan([ok(&[("cache-control", "max-age=60")], "one"), ok(&[], "two")]);
+    world.get("/shipments").send().await;
+    let now = world.cache.now();
+    let back = entry::Confirmed { at: now.at - jiff::SignedDuration::from_secs(9), ..now };
+    let entry = world.cache.memory.get(&key_of(&world, "/shipments")).unwrap()[0].clone();
+    assert!(entry.confirmed.is_ahead_of(&back));
+    assert_eq!(entry.confirmed.since(&back), Duration::ZERO);
+}
+
+fn key_of(world: &World, target: &str) -> key::Key {
+    let parts = key::Parts {
+        partition: A,
+        upstream: &world.snapshot.settings.upstream.base_url,
+        public_url: &world.snapshot.public_url,
+        target,
+    };
+    let keyed = [
+        http::HeaderName::from_static("flexport-version"),
+        http::header::ACCEPT,
+        http::header::ACCEPT_LANGUAGE,
+    ];
+    key::of(&parts, &HeaderMap::new(), &keyed)
+}
+
+// === outages ===
+
+#[tokio::test(start_paused = true)]
+async fn the_first_failing_request_of_any_outage_is_answered_stale() {
+    let cases = [
+        (breaker_open(), "hit; ttl=-30; detail=breaker-open", "breaker-open"),
+        (
+            Step::Fail(ProxyError::Overloaded { what: "upstream" }),
+            "hit; ttl=-30; detail=overloaded",
+            "overloaded",
+        ),
+        (Step::Fail(ProxyError::DeadlineBeforeSending), "hit; ttl=-30; detail=overloaded", "overloaded"),
+        (
+            Step::Fail(ProxyError::RateLimited { retry_after: Duration::from_secs(1) }),
+            "hit; ttl=-30; detail=rate-limited",
+            "rate-limited",
+        ),
+        (
+            Step::Fail(ProxyError::Connect("refused".into())),
+            "fwd=stale; ttl=-30; detail=stale-if-error",
+            "upstream-error",
+        ),
+        (
+            Step::Fail(ProxyError::HeadTimeout),
+            "fwd=stale; ttl=-30; detail=stale-if-error",
+            "upstream-timeout",
+        ),
+        (
+            Step::Fail(ProxyError::Cut("reset".into())),
+            "fwd=stale; ttl=-30; detail=stale-if-error",
+            "upstream-error",
+        ),
+        (Step::Cut, "fwd=stale; ttl=-30; detail=stale-if-error", "upstream-error"),
+        (
+            answer(503, &[("retry-after", "9")], "no"),
+            "fwd=stale; fwd-status=503; ttl=-30; detail=stale-if-error",
+            "upstream-error",
+        ),
+        (
+            answer(500, &[], "no"),
+            "fwd=stale; fwd-status=500; ttl=-30; detail=stale-if-error",
+            "upstream-error",
+        ),
+        (
+            answer(408, &[], "no"),
+            "fwd=stale; fwd-status=408; ttl=-30; detail=stale-if-error",
+            "upstream-error",
+        ),
+        (
+            answer(429, &[("retry-after", "9")], "no"),
+            "fwd=stale; fwd-status=429; ttl=-30; detail=stale-if-error",
+            "rate-limited",
+        ),
+    ];
+    for (step, status, reason) in cases {
+        let world = world();
+        world.plan([ok(&[("cache-control", "private, max-age=0"), ("expires", "0")], "good"), step.clone()]);
+        world.get("/shipments").send().await;
+        secs(30).await;
+        let got = world.get("/shipments").send().await;
+        got.says("stale", &format!("seawall; {status}"));
+        assert_eq!((got.status, &got.body[..]), (StatusCode::OK, &b"good"[..]));
+        assert_eq!((got.header("seawall-stale-reason"), got.header("age")), (reason, "30"));
+        assert_eq!((got.header("cache-control"), got.header("expires")), ("max-age=0, private", ""));
+        // The copy is still the good one.
+        world.plan([breaker_open()]);
+        assert_eq!(world.get("/shipments").send().await.body, "good");
+
+        // Without a copy, or for who does not want it: what came, as it came.
+        for ask in [world.get("/ports"), world.get("/shipments").with("seawall-stale", "never")] {
+            world.plan([step.clone()]);
+            match (ask.try_send().await, &step) {
+                (Ok(got), Step::Answer { status, body, .. }) => {
+                    assert_eq!((got.status.as_u16(), &got.body), (*status, body));
+                    assert_eq!(got.header("seawall-source"), "upstream");
+                    assert!(got.header("cache-status").contains(&format!("; fwd-status={status}")));
+                }
+                (Err(ProxyError::Cut(_)), Step::Cut) => {}
+                (Err(got), Step::Fail(error)) => assert_eq!(got.to_string(), error.to_string()),
+                (got, _) => panic!("{:?}", got.map(|got| got.status)),
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_are_no_outage_pass_through() {
+    for status in [400, 401, 403, 404, 409, 302, 501] {
+        let world = world();
+        world.plan([ok(&[], "good"), answer(status, &[], "told")]);
+        world.get("/shipments").send().await;
+        let got = world.get("/shipments").send().await;
+        got.says("upstream", &format!("seawall; fwd=stale; fwd-status={status}"));
+        assert_eq!((got.status.as_u16(), &got.body[..]), (status, &b"told"[..]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_too_old_does_not_stand_in() {
+    let world = world();
+    world.plan([ok(&[], "good")]);
+    world.get("/shipments").send().await;
+    secs(60).await;
+    let limited = || answer(429, &[], "slow down");
+    world.plan([limited(), limited(), breaker_open(), breaker_open()]);
+    assert_eq!(world.get("/shipments").send().await.header("seawall-source"), "stale");
+    secs(1).await;
+    assert_eq!(world.get("/shipments").send().await.status, 429, "the window of 429 is its own");
+    secs(24 * 3600 - 61).await;
+    assert_eq!(world.get("/shipments").send().await.header("seawall-source"), "stale");
+    secs(1).await;
+    assert!(matches!(world.get("/shipments").try_send().await, Err(ProxyError::BreakerOpen { .. })));
+    assert_eq!(world.cache.stats().refused, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn directives_against_stale_hold_unless_the_route_overrides_them() {
+    for (cache_control, without) in [
+        ("max-age=0, private, must-revalidate", false),
+        ("no-cache", false),
+        ("proxy-revalidate", false),
+        ("s-maxage=0", false),
+        ("stale-if-error=60", true),
+        ("stale-if-error=5", false),
+        ("max-age=1", true),
+    ] {
+        for overrides in [true, false] {
+            let world = world_with(
+                |_| {},
+                |route| {
+                    if let Some(cache) = &mut route.cache {
+                        cache.overrides_revalidation = overrides;
+                    }
+                },
+            );
+            world.plan([ok(&[("cache-control", cache_control)], "good"), answer(503, &[], "no")]);
+            world.get("/shipments").send().await;
+            secs(30).await;
+            let source = if overrides || without { "stale" } else { "upstream" };
+            assert_eq!(
+                world.get("/shipments").send().await.header("seawall-source"),
+                source,
+                "{cache_control}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_with_a_copy_waits_shortly_while_the_group_fails() {
+    for (fails, waited) in [(true, 2), (false, 10)] {
+        let world = world();
+        world.facts.fails.store(fails, Ordering::Relaxed);
+        let slow = Step::After(Duration::from_secs(20), Box::new(ok(&[], "new")));
+        world.plan([ok(&[], "good"), slow, breaker_open()]);
+        world.get("/shipments").send().await;
+        let start = Instant::now();
+        let got = world.get("/shipments").send().await;
+        assert_eq!(start.elapsed().as_secs(), waited);
+        got.says("stale", &format!("seawall; fwd=stale; ttl=-{waited}; detail=upstream-timeout"));
+        assert_eq!(got.header("seawall-stale-reason"), "upstream-timeout");
+        assert_eq!(world.tasks.count(), 1, "the attempt goes on");
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(world.tasks.count(), 0);
+        assert_eq!(world.get("/shipments").send().await.body, "new", "and refreshes the copy");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callers_own_time_limit_does_not_end_the_fill() {
+    let world = world();
+    world
+        .plan([Step::After(Duration::from_secs(3), Box::new(ok(&[("cache-control", "max-age=60")], "new")))]);
+    let got = world.get("/shipments").within(Duration::from_secs(1)).try_send().await;
+    assert!(matches!(got, Err(ProxyError::HeadTimeout)));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.get("/shipments").send().await.header("seawall-source"), "cache");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_while_revalidate_answers_at_once_and_refreshes_once() {
+    let world = world();
+    let slow = Step::After(Duration::from_secs(1), Box::new(ok(&[("cache-control", "max-age=60")], "new")));
+    world.plan([ok(&[("cache-control", "max-age=1, stale-while-revalidate=30")], "old"), slow]);
+    world.get("/shipments").send().await;
+    secs(5).await;
+    for _ in 0..3 {
+        let got = world.get("/shipments").send().await;
+        got.says("stale", "seawall; hit; ttl=-4; detail=revalidating");
+        assert_eq!(got.header("seawall-stale-reason"), "revalidating");
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((world.asked(), world.last().lane), (2, Lane::Refresh));
+    assert_eq!(world.get("/shipments").send().await.body, "new");
+}
+
+// === who may see what ===
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_token_sees_no_copy_until_its_own_success() {
+    let world = world();
+    let fresh = || ok(&[("cache-control", "max-age=600")], "good");
+    let revoked = || identity(A, "revoked");
+    world.plan([fresh(), ok(&[], "good"), answer(401, &[], "who")]);
+    world.get("/shipments").send().await;
+    world.get("/ports").send().await;
+    assert_eq!(world.get("/shipments").by(revoked()).send().await.body, "good");
+    assert_eq!(world.get("/ports").by(revoked()).send().await.status, 401);
+    world.plan([breaker_open(), answer(401, &[], "who")]);
+    let got = world.get("/shipments").by(revoked()).try_send().await;
+    assert!(matches!(got, Err(ProxyError::BreakerOpen { .. })), "neither hit nor stale");
+    assert_eq!(world.get("/shipments").by(revoked()).send().await.status, 401);
+    assert_eq!(world.get("/shipments").send().await.header("seawall-source"), "cache", "others do");
+    world.plan([fresh()]);
+    world
+        .get("/shipments")
+        .by(revoked())
+        .send()
+        .await
+        .says("upstream", "seawall; fwd=bypass; fwd-status=200; stored; ttl=600");
+    world.get("/shipments").by(revoked()).send().await.says("cache", "seawall; hit; ttl=600");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_403_refuses_one_entry() {
+    let world = world();
+    let fresh = || ok(&[("cache-control", "max-age=1")], "good");
+    world.plan([fresh(), fresh()]);
+    world.get("/shipments").send().await;
+    world.get("/ports").send().await;
+    secs(2).await;
+    world.plan([answer(403, &[], "no"), breaker_open(), breaker_open()]);
+    assert_eq!(world.get("/shipments").send().await.status, 403);
+    assert!(world.get("/shipments").try_send().await.is_err());
+    assert_eq!(world.get("/ports").send().await.header("seawall-source"), "stale");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_gone_is_dropped_by_a_healthy_group_only() {
+    for (fails, left) in [(false, 0), (true, 1)] {
+        let world = world();
+        world.plan([ok(&[], "good"), answer(404, &[("cache-control", "max-age=9")], "gone")]);
+        world.get("/shipments/1").send().await;
+        world.facts.fails.store(fails, Ordering::Relaxed);
+        assert_eq!(world.get("/shipments/1").send().await.status, 404);
+        world.plan([breaker_open()]);
+        let got = world.get("/shipments/1").send().await;
+        // Healthy: the 404 with freshness of its own is what is known now.
+        assert_eq!(got.status, if left == 0 { 404 } else { 200 });
+    }
+    let world = world();
+    world.plan([ok(&[], "good"), answer(410, &[], "gone"), breaker_open()]);
+    world.get("/shipments/1").send().await;
+    assert_eq!(world.get("/shipments/1").send().await.status, 410);
+    assert!(world.get("/shipments/1").try_send().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pending_writes_are_told() {
+    let world = world();
+    world.plan([ok(&[("cache-control", "max-age=9")], "x")]);
+    *world.facts.pending.lock().unwrap() = Some(Pending { count: 2, oldest: Duration::from_secs(40) });
+    for _ in 0..2 {
+        assert_eq!(world.get("/bookings/1").send().await.header("seawall-pending-writes"), "2; oldest=40");
+    }
+}
+
+// === one fill ===
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_readers_make_one_request() {
+    let world = world();
+    world.plan([Step::After(Duration::from_secs(1), Box::new(ok(&[], "one")))]);
+    let asks: Vec<_> = (0..1000)
+        .map(|_| tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request())))
+        .collect();
+    let mut collapsed = 0;
+    for ask in asks {
+        let response = ask.await.unwrap().unwrap();
+        let status = response.headers()["cache-status"].to_str().unwrap().to_owned();
+        collapsed +=
+            usize::from(status == "seawall; fwd=uri-miss; fwd-status=200; stored; collapsed; ttl=-1");
+        assert_eq!(response.into_body().collect(10).await.unwrap(), "one");
+    }
+    assert_eq!((world.asked(), collapsed, world.cache.stats().collapsed), (1, 999, 999));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaders_failure_is_its_waiters_failure() {
+    let world = world();
+    world.plan([Step::After(Duration::from_secs(1), Box::new(answer(503, &[], "no")))]);
+    let asks: Vec<_> = (0..10)
+        .map(|_| tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request())))
+        .collect();
+    for ask in asks {
+        assert_eq!(ask.await.unwrap().unwrap().status(), 503);
+    }
+    assert_eq!(world.asked(), 1);
+    world.plan([ok(&[], "well")]);
+    assert_eq!(world.get("/shipments").send().await.body, "well");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_leaves_does_not_take_the_fill_along() {
+    let world = world();
+    world.plan([Step::After(Duration::from_secs(2), Box::new(ok(&[("cache-control", "max-age=9")], "one")))]);
+    let leader = tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let waiter = tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request()));
+    tokio::task::yield_now().await;
+    leader.abort();
+    let response = waiter.await.unwrap().unwrap();
+    assert_eq!(response.into_body().collect(10).await.unwrap(), "one");
+    world.get("/shipments").send().await.says("cache", "seawall; hit; ttl=7");
+    assert_eq!(world.asked(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_nobody_finishes_fails_its_waiters() {
+    let flights = Flights::new();
+    let marks = Marks::new();
+    let key = flight::FlightKey { key: key::Key([0; 32]), token: 0 };
+    let flight::Role::Lead(landing) = flights.enter(key, Instant::now(), marks.moment(), |_| false) else {
+        panic!("nobody else is there");
+    };
+    let flight::Role::Join(flight) = flights.enter(key, Instant::now(), marks.moment(), |_| false) else {
+        panic!("somebody leads");
+    };
+    drop(landing);
+    assert!(matches!(flight.landed().await, flight::Outcome::Failed(ProxyError::Internal(_))));
+    assert!(matches!(flights.enter(key, Instant::now(), marks.moment(), |_| false), flight::Role::Lead(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_lose_patience_two_at_a_time() {
+    let world = world();
+    world.plan([Step::After(Duration::from_secs(30), Box::new(ok(&[], "slow")))]);
+    world.plan([ok(&[], "own"), ok(&[], "own")]);
+    let asks: Vec<_> = (0..10)
+        .map(|_| tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request())))
+        .collect();
+    let mut bodies = Vec::new();
+    for ask in asks {
+        bodies.push(ask.await.unwrap().unwrap().into_body().collect(10).await.unwrap());
+    }
+    assert_eq!(bodies.iter().filter(|body| *body == "own").count(), 2);
+    assert_eq!(world.asked(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_with_a_copy_gets_it_when_the_fill_takes_long() {
+    let world = world();
+    world.plan([ok(&[], "old"), Step::After(Duration::from_secs(8), Box::new(ok(&[], "new")))]);
+    world.get("/shipments").send().await;
+    let leader = tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request()));
+    tokio::task::yield_now().await;
+    let start = Instant::now();
+    let got = world.get("/shipments").send().await;
+    assert_eq!((start.elapsed().as_secs(), got.header("seawall-stale-reason")), (5, "revalidating"));
+    assert_eq!(leader.await.unwrap().unwrap().into_body().collect(9).await.unwrap(), "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_kept_is_not_waited_for_again() {
+    let world = world();
+    let private =
+        || Step::After(Duration::from_secs(1), Box::new(ok(&[("cache-control", "no-store")], "mine")));
+    world.plan([private()]);
+    world.get("/shipments").send().await;
+    for (wait, requests) in [(0, 5), (60, 1 + 4)] {
+        secs(wait).await;
+        world.plan((0..5).map(|_| private()));
+        let before = world.asked();
+        let start = Instant::now();
+        let asks: Vec<_> = (0..5)
+            .map(|_| tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request())))
+            .collect();
+        for ask in asks {
+            ask.await.unwrap().unwrap();
+        }
+        assert_eq!(world.asked() - before, requests, "no answer of one caller's goes to another");
+        // Marked: all at once. After the mark has ended they wait for the first, which is not to be shared.
+        assert_eq!(start.elapsed().as_secs(), if wait == 0 { 1 } else { 2 });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_answers_stream_through() {
+    let limit = crate::config::raw::Size(10);
+    let world = world_with(|settings| settings.cache.max_object = limit, |_| {});
+    let piece = || Bytes::from_static(b"12345678");
+    world.plan([
+        Step::Pieces(vec![piece(), piece(), piece()]),
+        ok(&[], "a body longer than that"),
+        Step::Pieces(vec![piece()]),
+    ]);
+    let got = world.get("/shipments").send().await;
+    got.says("upstream", "seawall; fwd=uri-miss; fwd-status=200");
+    assert_eq!(got.body, "123456781234567812345678");
+    assert_eq!(world.get("/shipments").send().await.body, "a body longer than that");
+    assert_eq!(world.cache.stats().entries, 0);
+    assert_eq!(world.get("/shipments").send().await.body, "12345678");
+    assert_eq!(world.cache.stats().entries, 1);
+    world
+        .plan([answer(503, &[], "an outage, told at length"), answer(503, &[], "an outage, told at length")]);
+    let got = world.get("/shipments").send().await;
+    got.says("stale", "seawall; fwd=stale; fwd-status=503; ttl=-1; detail=stale-if-error");
+    assert_eq!(got.body, "12345678");
+    assert_eq!(world.get("/ports").send().await.body, "an outage, told at length");
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_of_a_long_answer_ask_for_themselves() {
+    let limit = crate::config::raw::Size(10);
+    let world = world_with(|settings| settings.cache.max_object = limit, |_| {});
+    let long = || Step::After(Duration::from_secs(1), Box::new(ok(&[], "a body longer than that")));
+    world.plan((0..3).map(|_| long()));
+    let asks: Vec<_> = (0..3)
+        .map(|_| tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request())))
+        .collect();
+    for ask in asks {
+        let body = ask.await.unwrap().unwrap().into_body().collect(100).await.unwrap();
+        assert_eq!(body, "a body longer than that");
+    }
+    assert_eq!(world.asked(), 3);
+}
+
+// === writes ===
+
+#[tokio::test(start_paused = true)]
+async fn a_settled_write_makes_path_and_tags_out_of_date() {
+    let world = world();
+    let fresh = || ok(&[("cache-control", "max-age=600")], "old");
+    world.plan([fresh(), fresh(), fresh(), fresh()]);
+    for target in ["/bookings/1?a=b", "/bookings?page=1", "/ports", "/bookings/2"] {
+        world.get(target).send().await;
+    }
+    let other = identity(B, "b");
+    world.plan([fresh()]);
+    world.get("/bookings?page=1").by(other.clone()).send().await;
+    world.settle("/bookings", &Method::POST, "/bookings");
+    world.get("/ports").send().await.says("cache", "seawall; hit; ttl=600");
+    world.get("/bookings?page=1").by(other).send().await.says("cache", "seawall; hit; ttl=600");
+    world.plan([answer(503, &[], "no"), ok(&[("cache-control", "max-age=600")], "new")]);
+    let got = world.get("/bookings?page=1").send().await;
+    got.says("stale", "seawall; fwd=stale; fwd-status=503; ttl=-1; detail=invalidated");
+    let got = world.get("/bookings?page=1").send().await;
+    got.says("upstream", "seawall; fwd=stale; fwd-status=200; stored; ttl=600");
+    world.get("/bookings?page=1").send().await.says("cache", "seawall; hit; ttl=600");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_from_before_a_write_is_neither_joined_nor_kept() {
+    let world = world();
+    let slow = |body: &str, seconds| {
+        Step::After(Duration::from_secs(seconds), Box::new(ok(&[("cache-control", "max-age=600")], body)))
+    };
+    world.plan([slow("before", 3), slow("after", 4)]);
+    let spawn = || tokio::spawn(world.service.clone().oneshot(world.get("/bookings/1").request()));
+    let first = spawn();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.settle("/bookings/1", &Method::PATCH, "/bookings/1");
+    let second = spawn();
+    tokio::task::yield_now().await;
+    let third = spawn();
+    let first = first.await.unwrap().unwrap();
+    assert_eq!(first.headers()["cache-status"], "seawall; fwd=uri-miss; fwd-status=200; ttl=597");
+    assert_eq!(first.into_body().collect(10).await.unwrap(), "before");
+    assert_eq!(world.cache.stats().entries, 0);
+    for ask in [second, third] {
+        assert_eq!(ask.await.unwrap().unwrap().into_body().collect(10).await.unwrap(), "after");
+    }
+    assert_eq!(world.asked(), 2);
+    assert_eq!(world.get("/bookings/1").send().await.body, "after");
+}
+
+#[tokio::test(start_paused = true)]
+async fn unsafe_requests_that_go_by_make_their_path_out_of_date() {
+    for (method, step, asks_again) in [
+        (Method::DELETE, answer(204, &[], ""), true),
+        (Method::from_bytes(b"MERGE").unwrap(), ok(&[], ""), true),
+        (Method::DELETE, answer(500, &[], ""), true),
+        (Method::DELETE, answer(404, &[], ""), false),
+        (Method::DELETE, breaker_open(), false),
+        (Method::OPTIONS, answer(204, &[], ""), false),
+        (Method::POST, answer(201, &[("location", "http://127.0.0.1:8460/shipments/1?x")], ""), true),
+    ] {
+        let world = world();
+        world.plan([ok(&[("cache-control", "max-age=600")], "old"), ok(&[], "new")]);
+        world.get("/shipments/1").send().await;
+        world.script.inner_steps.lock().unwrap().push_back(step);
+        let target = if method == Method::POST { "/elsewhere" } else { "/shipments/1" };
+        let _ = world.ask(method.clone(), target).try_send().await;
+        let body = world.get("/shipments/1").send().await.body;
+        assert_eq!(body == "new", asks_again, "{method}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clearing_forgets_and_invalidating_keeps() {
+    let world = world();
+    let fresh = || ok(&[("cache-control", "max-age=600")], "x");
+    world.plan([fresh(), breaker_open(), breaker_open()]);
+    world.get("/shipments").send().await;
+    world.cache.invalidate_all();
+    let got = world.get("/shipments").send().await;
+    got.says("stale", "seawall; hit; ttl=-1; detail=invalidated");
+    world.cache.clear();
+    assert!(world.get("/shipments").try_send().await.is_err());
+}
+
+// === the strict profile ===
+
+#[tokio::test(start_paused = true)]
+async fn strict_tells_variants_apart_by_vary() {
+    let world = world_with(|settings| settings.profile = Profile::Strict, |_| {});
+    let varied = [("cache-control", "public, max-age=60"), ("vary", "X-Kind, accept")];
+    world.plan([ok(&varied, "a"), ok(&varied, "b"), ok(&varied, "none")]);
+    let kind = |kind: &str| world.get("/anything").with("x-kind", kind).with("x-other", kind);
+    for _ in 0..2 {
+        assert_eq!(kind("a").send().await.body, "a");
+        assert_eq!(kind("b").send().await.body, "b");
+        assert_eq!(world.get("/anything").send().await.body, "none");
+    }
+    assert_eq!(world.script.seen.lock().unwrap()[1].headers["x-other"], "b");
+    world.plan([ok(&varied, "c")]);
+    kind("c").send().await.says("upstream", "seawall; fwd=vary-miss; fwd-status=200; stored; ttl=60");
+}
+
+#[tokio::test(start_paused = true)]
+async fn strict_is_a_shared_cache() {
+    for (cache_control, is_kept) in
+        [("max-age=9", false), ("private", false), ("public, max-age=9", true), ("s-maxage=9", true)]
+    {
+        let world = world_with(|settings| settings.profile = Profile::Strict, |_| {});
+        world.plan([ok(&[("cache-control", cache_control)], "x")]);
+        world.get("/anything").send().await;
+        assert_eq!(world.cache.stats().entries, u64::from(is_kept), "{cache_control}");
+    }
+}
+
+/// Not an assertion: prints what a hit costs. `cargo nextest run --release --run-ignored only cost --no-capture`.
+#[tokio::test]
+#[ignore = "a measurement, not a test"]
+async fn what_a_hit_costs() {
+    let world = world();
+    let fields = [
+        ("cache-control", "max-age=600"),
+        ("content-type", "application/json"),
+        ("etag", "\"abc\""),
+        ("x-a", "1"),
+        ("x-b", "2"),
+        ("x-c", "3"),
+    ];
+    world.plan([ok(&fields, OK_ENVELOPE)]);
+    world.get("/shipments?page=1").send().await;
+    let rounds = 20_000u32;
+    let requests: Vec<_> =
+        (0..rounds).map(|_| world.get("/shipments?page=1").with("accept", "*/*").request()).collect();
+    world.plan([ok(&fields, OK_ENVELOPE)]);
+    world.get("/shipments?page=1").with("accept", "*/*").send().await;
+    let mut service = world.service.clone();
+    let start = Instant::now();
+    for request in requests {
+        std::hint::black_box(service.call(request).await.unwrap());
+    }
+    println!("a hit: {:?}", start.elapsed() / rounds);
+    let requests: Vec<_> = (0..rounds).map(|_| world.get("/ports").request()).collect();
+    world.plan((0..rounds).map(|_| ok(&fields[1..2], OK_ENVELOPE)));
+    let start = Instant::now();
+    for request in requests {
+        std::hint::black_box(service.call(request).await.unwrap());
+    }
+    println!("a miss, with the scripted upstream: {:?}", start.elapsed() / rounds);
+}

@@ -1,0 +1,261 @@
+//! What can be asked for on the command line.
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// A resilience proxy for the Flexport freight API.
+#[derive(Debug, Parser)]
+#[command(name = "seawall", version, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    /// Of operator commands.
+    #[command(flatten)]
+    pub operator: Operator,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How operator commands reach the admin API and show what it says.
+#[derive(Debug, Clone, Args)]
+pub struct Operator {
+    /// Admin API of a Seawall; several are asked in turn.
+    #[arg(long, global = true, value_name = "URL", env = "SEAWALL_ADMIN", value_delimiter = ',', help_heading = "Operator options")]
+    pub admin: Vec<String>,
+    /// File with the admin API's token (or the token itself in $SEAWALL_ADMIN_TOKEN).
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Operator options")]
+    pub token_file: Option<PathBuf>,
+    /// How answers are shown.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table, help_heading = "Operator options")]
+    pub output: Output,
+    /// Do not ask before what cannot be taken back.
+    #[arg(long, global = true, help_heading = "Operator options")]
+    pub yes: bool,
+}
+
+/// How answers are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the proxy.
+    Serve(ConfigArgs),
+    /// Validate the configuration without starting anything.
+    Check(ConfigArgs),
+    /// Play an outage against a built-in Flexport simulator and show what Seawall does.
+    #[cfg(feature = "simulator")]
+    Demo(Demo),
+    /// Run a simulator of the Flexport API with a fault API under /_sim.
+    #[cfg(feature = "simulator")]
+    Simulate(Simulate),
+    /// Show breakers, queue, cache and store of a running Seawall.
+    Status(StatusArgs),
+    /// Look at the breakers, or override one.
+    #[command(subcommand)]
+    Breaker(BreakerCommand),
+    /// Look at queued writes, cancel one, or settle one whose outcome is unknown.
+    #[command(subcommand)]
+    Queue(QueueCommand),
+    /// Ask whether a Seawall lives or can take traffic; for container health checks.
+    #[command(subcommand)]
+    Health(HealthCommand),
+    /// Print a completion script for a shell.
+    Completions(Completions),
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// Configuration file [default: $SEAWALL_CONFIG, ./proxy.toml, /etc/seawall/proxy.toml, else built-in].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override one setting, such as upstream.timeout=10s; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// `seawall demo`
+#[cfg(feature = "simulator")]
+#[derive(Debug, Clone, Args)]
+pub struct Demo {
+    /// Leave simulator and proxy running at the end, and print their URLs.
+    #[arg(long)]
+    pub keep: bool,
+    /// Play the read half of the story against this upstream instead of the simulator.
+    #[arg(long, value_name = "URL", conflicts_with = "keep")]
+    pub upstream: Option<String>,
+}
+
+/// `seawall simulate`
+#[cfg(feature = "simulator")]
+#[derive(Debug, Clone, Args)]
+pub struct Simulate {
+    /// Address of the simulated API. The fault API is there too, and on the next port, where no fault reaches it.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8470")]
+    pub listen: std::net::SocketAddr,
+    /// Seed of the simulated world: the same seed gives the same world.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Number of shipments in the world.
+    #[arg(long, value_name = "N", default_value_t = 120)]
+    pub shipments: usize,
+}
+
+/// `seawall status`
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Show it again every second.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `seawall breaker …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum BreakerCommand {
+    /// List all breakers.
+    List,
+    /// Stop all traffic of a scope, probes included.
+    ForceOpen(OverrideArgs),
+    /// Let all traffic of a scope through, whatever happens.
+    ForceClosed(OverrideArgs),
+    /// Let all traffic through and only tell when the breaker would have opened.
+    Observe(OverrideArgs),
+    /// Take an override back; the breaker probes before it closes.
+    Auto(AutoArgs),
+}
+
+/// Setting an override.
+#[derive(Debug, Clone, Args)]
+pub struct OverrideArgs {
+    /// `global`, `<group>:read`, `<group>:write`, or `all`.
+    pub scope: String,
+    /// Why; kept with the override.
+    #[arg(long)]
+    pub reason: String,
+    /// How long, such as 10m or 4h; `never` to keep it until it is taken back.
+    #[arg(long, default_value = "4h")]
+    pub ttl: String,
+    /// Show what would change, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Taking an override back.
+#[derive(Debug, Clone, Args)]
+pub struct AutoArgs {
+    /// `global`, `<group>:read`, `<group>:write`, or `all`.
+    pub scope: String,
+    /// Why.
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
+/// `seawall queue …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum QueueCommand {
+    /// List writes, the oldest first.
+    List {
+        /// Only those in this state, such as pending, waiting, unknown, dead, done.
+        #[arg(long)]
+        state: Option<String>,
+        /// Only those of this route, such as "POST /bookings".
+        #[arg(long)]
+        route: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Show one write.
+    Show {
+        /// Its ticket.
+        id: String,
+    },
+    /// Cancel a write that has not been sent.
+    Cancel {
+        /// Its ticket.
+        id: String,
+        /// Why.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Settle a write whose outcome is unknown.
+    Resolve {
+        /// Its ticket.
+        id: String,
+        /// What Flexport shows.
+        #[arg(long = "as", value_enum)]
+        verdict: Verdict,
+        /// The id of what was made, with `--as applied`.
+        #[arg(long)]
+        result_id: Option<String>,
+        /// How this was found out.
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+/// What became of a write whose outcome was unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Verdict {
+    /// It took effect: the ticket is done.
+    Applied,
+    /// It did not: it is sent again.
+    NotApplied,
+    /// It is given up.
+    Drop,
+}
+
+/// `seawall health …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum HealthCommand {
+    /// Whether the process works.
+    Live,
+    /// Whether it can take traffic.
+    Ready,
+}
+
+/// `seawall completions`
+#[derive(Debug, Clone, Args)]
+pub struct Completions {
+    /// The shell.
+    pub shell: clap_complete::Shell,
+}
+
+// === impl Completions ===
+
+impl Completions {
+    pub(super) fn print(&self) -> super::Exit {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "seawall", &mut script);
+        super::output::data(&String::from_utf8_lossy(&script));
+        super::Exit::Done
+    }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::NotApplied => "not_applied",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

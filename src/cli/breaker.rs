@@ -1,0 +1,63 @@
+//! `seawall breaker …`
+
+use super::Exit;
+use super::args::{AutoArgs, BreakerCommand, Operator, OverrideArgs};
+use super::{client, output};
+use http::Method;
+use serde_json::{Value, json};
+
+pub(super) fn run(operator: &Operator, command: &BreakerCommand) -> Exit {
+    match command {
+        BreakerCommand::List => {
+            client::each(operator, async |admin| admin.send(Method::GET, "/api/v1/breakers", None).await, show)
+        }
+        BreakerCommand::ForceOpen(args) => set(operator, "forced_open", args),
+        BreakerCommand::ForceClosed(args) => set(operator, "forced_closed", args),
+        BreakerCommand::Observe(args) => set(operator, "observe", args),
+        BreakerCommand::Auto(args) => clear(operator, args),
+    }
+}
+
+fn set(operator: &Operator, mode: &str, args: &OverrideArgs) -> Exit {
+    if args.reason.trim().is_empty() {
+        return Exit::Usage("--reason must say why: it is kept with the override".to_owned());
+    }
+    let path = format!("/api/v1/breakers/{}/override{}", args.scope, if args.dry_run { "?dry_run=1" } else { "" });
+    let body = json!({ "mode": mode, "reason": args.reason, "ttl": args.ttl, "actor": actor() });
+    client::each(operator, async |admin| admin.send(Method::PUT, &path, Some(body.clone())).await, show)
+}
+
+fn clear(operator: &Operator, args: &AutoArgs) -> Exit {
+    let path = format!("/api/v1/breakers/{}/override", args.scope);
+    let body = json!({ "reason": args.reason, "actor": actor() });
+    client::each(operator, async |admin| admin.send(Method::DELETE, &path, Some(body.clone())).await, show)
+}
+
+/// Who acts, for the audit trail.
+pub(super) fn actor() -> String {
+    std::env::var("SEAWALL_ACTOR")
+        .or_else(|_| std::env::var("USER"))
+        .unwrap_or_else(|_| "cli".to_owned())
+}
+
+fn show(value: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let rows: Vec<Vec<String>> = value["breakers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|breaker| {
+            let window = &breaker["window"];
+            vec![
+                text(&breaker["scope"]),
+                text(&breaker["state"]),
+                text(&breaker["override"]["mode"]),
+                text(&breaker["override"]["until"]),
+                format!("{}/{}", window["failures"], window["calls"]),
+                text(&breaker["since"]),
+                breaker["override"]["reason"].as_str().or(breaker["why"].as_str()).unwrap_or("-").to_owned(),
+            ]
+        })
+        .collect();
+    output::table(&["SCOPE", "STATE", "OVERRIDE", "UNTIL", "FAILURES", "SINCE", "WHY"], &rows)
+}

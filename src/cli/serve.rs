@@ -1,0 +1,96 @@
+//! `seawall serve`: the proxy.
+
+use super::Exit;
+use super::args::ConfigArgs;
+use super::output;
+use crate::app::{App, StartError};
+use crate::config::{Live, LoadArgs};
+use crate::telemetry;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub(super) fn run(args: &ConfigArgs) -> Exit {
+    let live = match Live::load(load_args(args)) {
+        Ok(live) => live,
+        Err(problems) => return Exit::Config(problems.to_string()),
+    };
+    if let Err(problem) = telemetry::init_logs(&live.current().settings.telemetry) {
+        return Exit::Config(problem);
+    }
+    // A core dump would hold tokens and keys in clear.
+    if let Err(error) =
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        tracing::warn!(%error, "core dumps could not be switched off");
+    }
+    match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("seawall").build() {
+        Ok(runtime) => runtime.block_on(serve(live)),
+        Err(error) => Exit::Failed(error.into()),
+    }
+}
+
+/// The configuration's sources, as the command line and the environment name them.
+pub(super) fn load_args(args: &ConfigArgs) -> LoadArgs {
+    LoadArgs::from_process(args.config.clone(), args.sets.clone())
+}
+
+async fn serve(live: Arc<Live>) -> Exit {
+    let (mut hangup, stop) = match (signal(SignalKind::hangup()), signals()) {
+        (Ok(hangup), Ok(stop)) => (hangup, stop),
+        (Err(error), _) | (_, Err(error)) => return Exit::Failed(error.into()),
+    };
+    let app = match App::start(live).await {
+        Ok(app) => app,
+        Err(StartError::Config(problem)) => return Exit::Config(problem),
+        Err(StartError::Failed(problem)) => return Exit::Failed(anyhow::anyhow!(problem)),
+    };
+    let mut stop = stop;
+    loop {
+        tokio::select! {
+            () = stop.next() => break,
+            _ = hangup.recv() => {
+                // What went wrong is logged there; the old configuration stays.
+                let _ = app.reload().await;
+            }
+        }
+    }
+    let second = async move {
+        stop.next().await;
+    };
+    tokio::select! {
+        is_clean = app.stop() => {
+            if !is_clean {
+                tracing::warn!("some connections were cut at the end of the grace");
+            }
+            Exit::Done
+        }
+        () = second => Exit::Failed(anyhow::anyhow!("stopped at once by a second signal")),
+    }
+}
+
+/// SIGTERM or SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+fn signals() -> std::io::Result<Signals> {
+    Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+}
+
+impl Signals {
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub(super) async fn until_told_to_stop() {
+    match signals() {
+        Ok(mut signals) => signals.next().await,
+        Err(error) => output::say(&format!("signals cannot be waited for: {error}")),
+    }
+}

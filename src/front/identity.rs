@@ -1,0 +1,172 @@
+//! Pure. Who asks, as whom it goes to Flexport, and whose data it is.
+//!
+//! | | passthrough | inject |
+//! |---|---|---|
+//! | caller's token | `Seawall-Token` only | `Seawall-Token` or `Authorization`; both and different: refused |
+//! | anonymous | anywhere: it can do only what its own token can | from loopback |
+//! | goes to Flexport | the caller's `Authorization` | the alias of the caller, else the default one |
+//! | partition | declared identity of the token, else the token | the alias |
+//!
+//! A partition's id is an HMAC, so it names a token without giving it away, and different kinds of names cannot
+//! collide: each has a label of its own.
+
+use crate::config::Snapshot;
+use crate::config::raw::CredentialMode;
+use crate::context::{Credential, Identity};
+use crate::error::ProxyError;
+use crate::http::headers::SEAWALL_TOKEN;
+use crate::ids::{OwnerId, PartitionId};
+use aws_lc_rs::{digest, hmac};
+use http::{HeaderMap, HeaderValue, header};
+use std::net::IpAddr;
+
+/// Makes identities. Holds the key of the partitions' HMAC.
+pub struct Identifier {
+    key: hmac::Key,
+}
+
+// === impl Identifier ===
+
+impl Identifier {
+    /// With the installation's HMAC key, which is never rotated: a new one would orphan cache and queue.
+    pub fn new(key: &[u8; 32]) -> Self {
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, key) }
+    }
+
+    /// Who sends a request with these fields from this address.
+    pub fn identify(&self, fields: &HeaderMap, peer: IpAddr, config: &Snapshot) -> Result<Identity, ProxyError> {
+        let authorization = single(fields, &header::AUTHORIZATION, "Authorization")?;
+        let token = single(fields, &SEAWALL_TOKEN, "Seawall-Token")?;
+        match config.settings.credentials.mode {
+            CredentialMode::Passthrough => self.passthrough(authorization, token, config),
+            CredentialMode::Inject => self.inject(authorization, token, peer, config),
+        }
+    }
+
+    fn passthrough(
+        &self,
+        authorization: Option<&HeaderValue>,
+        token: Option<&HeaderValue>,
+        config: &Snapshot,
+    ) -> Result<Identity, ProxyError> {
+        let caller = match token {
+            Some(token) => Some(known_caller(token.as_bytes(), config)?.name.clone()),
+            None => None,
+        };
+        let partition = authorization.map(|value| {
+            let bearer = bearer(value).unwrap_or(value.as_bytes());
+            let identity = if config.identities.is_empty() { None } else { config.identities.get(&sha256(bearer)) };
+            match identity {
+                Some(name) => self.partition(b"identity", name.as_bytes()),
+                None => self.partition(b"token", value.as_bytes()),
+            }
+        });
+        let owner = caller.as_ref().map(|name| self.owner(name)).or(partition.map(|id| OwnerId(id.0)));
+        let credential = authorization.map_or(Credential::None, |value| {
+            let mut value = value.clone();
+            value.set_sensitive(true);
+            Credential::Passed(value)
+        });
+        Ok(Identity { caller, credential, partition, owner })
+    }
+
+    fn inject(
+        &self,
+        authorization: Option<&HeaderValue>,
+        token: Option<&HeaderValue>,
+        peer: IpAddr,
+        config: &Snapshot,
+    ) -> Result<Identity, ProxyError> {
+        let bearer = authorization.map(|value| bearer(value).unwrap_or(value.as_bytes()));
+        let presented = match (token.map(HeaderValue::as_bytes), bearer) {
+            (Some(token), Some(bearer)) if !config.callers.is_empty() && sha256(token) != sha256(bearer) => {
+                return Err(ProxyError::Unauthorized {
+                    reason: "Seawall-Token and Authorization name different callers; send one of them",
+                });
+            }
+            (Some(token), _) => Some(token),
+            // Without declared callers a client's own key means nothing here, and real clients must send one.
+            (None, Some(bearer)) if !config.callers.is_empty() => Some(bearer),
+            (None, _) => None,
+        };
+        let caller = match presented {
+            Some(token) => Some(known_caller(token, config)?),
+            None if peer.is_loopback() => None,
+            None => {
+                return Err(ProxyError::Unauthorized {
+                    reason: "this Seawall asks for a caller's token, in Seawall-Token or Authorization",
+                });
+            }
+        };
+        let alias = caller.map_or_else(
+            || std::sync::Arc::from(config.settings.credentials.default.as_str()),
+            |caller| caller.credential.clone(),
+        );
+        let partition = self.partition(b"alias", alias.as_bytes());
+        let caller = caller.map(|caller| caller.name.clone());
+        let owner = caller.as_ref().map_or(OwnerId(partition.0), |name| self.owner(name));
+        Ok(Identity {
+            caller,
+            credential: Credential::Alias(alias),
+            partition: Some(partition),
+            owner: Some(owner),
+        })
+    }
+
+    fn partition(&self, label: &[u8], name: &[u8]) -> PartitionId {
+        PartitionId(self.tag(label, name))
+    }
+
+    fn owner(&self, caller: &str) -> OwnerId {
+        OwnerId(self.tag(b"caller", caller.as_bytes()))
+    }
+
+    fn tag(&self, label: &[u8], name: &[u8]) -> [u8; 16] {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(label);
+        context.update(&[0]);
+        context.update(name);
+        let tag = context.sign();
+        tag.as_ref()[..16].try_into().expect("a tag of SHA-256 has 32 bytes")
+    }
+}
+
+impl std::fmt::Debug for Identifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identifier")
+    }
+}
+
+fn known_caller<'a>(token: &[u8], config: &'a Snapshot) -> Result<&'a crate::config::Caller, ProxyError> {
+    // Digests are compared, so the time tells nothing of the token.
+    let digest = sha256(token);
+    config
+        .callers
+        .iter()
+        .find(|caller| caller.token_sha256 == digest)
+        .ok_or(ProxyError::Unauthorized { reason: "the caller's token is not known to this Seawall" })
+}
+
+fn single<'a>(
+    fields: &'a HeaderMap,
+    name: &header::HeaderName,
+    field: &'static str,
+) -> Result<Option<&'a HeaderValue>, ProxyError> {
+    let mut values = fields.get_all(name).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(ProxyError::BadRequest { field, message: "it came more than once; send it once".to_owned() });
+    }
+    Ok(first)
+}
+
+/// The token of `Bearer <token>`.
+fn bearer(value: &HeaderValue) -> Option<&[u8]> {
+    let bytes = value.as_bytes();
+    let (scheme, token) = bytes.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    digest::digest(&digest::SHA256, bytes).as_ref().try_into().expect("SHA-256 has 32 bytes")
+}

@@ -1,0 +1,88 @@
+//! The only place where a [`ProxyError`] becomes a response, and where a panic becomes an error.
+
+use crate::context::{BoxFuture, RequestContext};
+use crate::error::ProxyError;
+use crate::flexport::problem;
+use crate::http::{Body, BodyError};
+use http::{Request, Response};
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// Makes [`Rescue`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RescueLayer;
+
+/// Answers errors.
+#[derive(Clone, Debug)]
+pub struct Rescue<S>(S);
+
+/// A future whose panic is an error. The panic has been logged by the panic hook.
+pub struct CatchPanic<F>(Pin<Box<F>>);
+
+// === impl RescueLayer ===
+
+impl<S> tower::Layer<S> for RescueLayer {
+    type Service = Rescue<S>;
+
+    fn layer(&self, inner: S) -> Rescue<S> {
+        Rescue(inner)
+    }
+}
+
+// === impl Rescue ===
+
+impl<S> tower::Service<Request<Body>> for Rescue<S>
+where
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = ProxyError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let context = RequestContext::of(&request).clone();
+        let answer = CatchPanic(Box::pin(self.0.call(request)));
+        Box::pin(async move {
+            Ok(answer.await.unwrap_or_else(|error| {
+                let error = precise(error);
+                if let ProxyError::Internal(detail) = &error {
+                    tracing::error!(request_id = ?context.request_id, detail, "a request failed by a bug of ours");
+                }
+                problem::response(&error, &context.asked)
+            }))
+        })
+    }
+}
+
+/// A body that was too large is the caller's, wherever it was found out.
+fn precise(error: ProxyError) -> ProxyError {
+    match error {
+        ProxyError::RequestBody(BodyError::TooLarge(limit)) => ProxyError::BodyTooLarge { limit },
+        other => other,
+    }
+}
+
+// === impl CatchPanic ===
+
+impl<F, T> Future for CatchPanic<F>
+where
+    F: Future<Output = Result<T, ProxyError>>,
+{
+    type Output = Result<T, ProxyError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let inner = self.0.as_mut();
+        match std::panic::catch_unwind(AssertUnwindSafe(|| inner.poll(cx))) {
+            Ok(poll) => poll,
+            Err(_) => Poll::Ready(Err(ProxyError::Internal("a panic".to_owned()))),
+        }
+    }
+}

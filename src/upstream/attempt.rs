@@ -1,0 +1,253 @@
+//! One attempt: the request as it leaves, its time limits, and what became of it.
+//!
+//! What leaves is built here and nowhere else: target, `Host`, `Authorization`. Framing is hyper's (RFC 9112 §6): no
+//! framing field is ever copied, so what we send cannot disagree with itself.
+//!
+//! A connection that took nothing of the request is followed by one further try at once, for writes too: nothing was
+//! sent, and without it an idle connection that the upstream closed would turn a live write into a queued one.
+
+use super::body::{InFlight, UpstreamBody, Watch};
+use super::client::Client;
+use crate::context::{AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest};
+use crate::error::ProxyError;
+use crate::http::delivery::{self, Class, Delivery, Doubt, Unsent};
+use crate::http::{Body, headers, retry_after};
+use crate::telemetry::{AttemptLabels, Metrics};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use jiff::Timestamp;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The last service of the stack. Cheap to clone.
+#[derive(Clone)]
+pub struct Attempt(Arc<Shared>);
+
+struct Shared {
+    client: Client,
+    scheme: Scheme,
+    authority: Authority,
+    host: HeaderValue,
+    prefix: String,
+    clock: crate::clock::Clock,
+    metrics: Arc<Metrics>,
+    groups: HashMap<Arc<str>, GroupHandles>,
+}
+
+struct GroupHandles {
+    seconds: Histogram,
+    outcomes: [Counter; OUTCOMES.len()],
+}
+
+const OUTCOMES: [&str; 8] =
+    ["success", "client_error", "refused", "server_error", "timeout", "cut", "connect", "unsent"];
+
+// === impl Attempt ===
+
+impl Attempt {
+    /// An attempt service for `base`, an absolute http or https URL, whose path is put before every request's.
+    pub fn new(
+        client: Client,
+        base: &Uri,
+        groups: &[Arc<str>],
+        clock: crate::clock::Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, http::uri::InvalidUri> {
+        let authority = base.authority().cloned().map_or_else(|| "".parse(), Ok)?;
+        let scheme = base.scheme().cloned().unwrap_or(Scheme::HTTPS);
+        // Userinfo is refused by the configuration; the default port is left out, as browsers and curl do.
+        let default_port = if scheme == Scheme::HTTP { 80 } else { 443 };
+        let host = match authority.port_u16() {
+            Some(port) if port != default_port => authority.as_str(),
+            _ => authority.host(),
+        };
+        let host = HeaderValue::from_str(host).unwrap_or_else(|_| HeaderValue::from_static("invalid"));
+        let groups = groups.iter().map(|group| (group.clone(), GroupHandles::new(&metrics, group))).collect();
+        Ok(Self(Arc::new(Shared {
+            client,
+            scheme,
+            authority,
+            host,
+            prefix: base.path().trim_end_matches('/').to_owned(),
+            clock,
+            metrics,
+            groups,
+        })))
+    }
+}
+
+impl tower::Service<UpstreamRequest> for Attempt {
+    type Response = Response<Body>;
+    type Error = ProxyError;
+    type Future = BoxFuture<Result<Response<Body>, ProxyError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: UpstreamRequest) -> Self::Future {
+        let shared = self.0.clone();
+        Box::pin(async move { shared.run(request).await })
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    async fn run(&self, UpstreamRequest { request, mut call }: UpstreamRequest) -> Result<Response<Body>, ProxyError> {
+        let request = self.outbound(request, &call)?;
+        if call.deadline <= Instant::now() {
+            return Err(ProxyError::DeadlineBeforeSending);
+        }
+        if let Some(before_send) = call.before_send.take() {
+            before_send().await?;
+        }
+        let in_flight = InFlight::new(&self.metrics.upstream_in_flight);
+        let started = Instant::now();
+        if let Some(observer) = &call.observer {
+            observer.began();
+        }
+        let is_head = request.method() == Method::HEAD;
+        let limits = &call.config.settings.upstream;
+        let limit = call.deadline.min(started + *limits.timeout);
+        let result = match tokio::time::timeout_at(limit, self.send(request)).await {
+            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Err(ProxyError::Cut("101 Switching Protocols, which nobody asked for".to_owned()))
+            }
+            Ok(result) => result,
+            Err(_) => Err(ProxyError::HeadTimeout),
+        };
+        let head_after = started.elapsed();
+        let delivery = delivery::of(result.as_ref().map(|response| (response.status(), response.headers())));
+        if let Some(group) = self.groups.get(&call.route.group) {
+            group.seconds.observe(head_after.as_secs_f64());
+            group.outcomes[outcome_index(delivery)].inc();
+        }
+        let mut outcome = AttemptOutcome { delivery, head_after, body: BodyEnd::Complete, retry_after: None };
+        match result {
+            Ok(response) => {
+                outcome.retry_after = self.hint(response.headers());
+                if let Some(observer) = &call.observer {
+                    observer.answered(delivery, head_after);
+                }
+                let watch = Watch { outcome, observer: call.observer.take(), slot: call.slot.take(), in_flight };
+                Ok(inbound(response, is_head, *limits.body_idle_timeout, watch))
+            }
+            Err(error) => {
+                if let Some(observer) = call.observer.take() {
+                    // Our caller's patience says nothing of the upstream, unless it was long.
+                    if matches!(error, ProxyError::HeadTimeout) && limit < started + *limits.timeout {
+                        outcome.delivery = Delivery::Ambiguous(Doubt::Cut);
+                        outcome.body = BodyEnd::Abandoned;
+                    }
+                    observer.ended(outcome);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends; once more at once when a connection took nothing and the body can be given again.
+    async fn send(&self, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, ProxyError> {
+        let Some(bytes) = request.body().as_bytes() else { return self.client.send(request).await };
+        let (parts, _) = request.into_parts();
+        let first = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
+        match self.client.send(first).await {
+            Err(ProxyError::Unsent(_)) => self.client.send(Request::from_parts(parts, Body::from(bytes))).await,
+            result => result,
+        }
+    }
+
+    /// The request as it leaves.
+    fn outbound(&self, request: Request<Body>, call: &Call) -> Result<Request<Body>, ProxyError> {
+        let (mut parts, body) = request.into_parts();
+        let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let target = if self.prefix.is_empty() {
+            target
+        } else {
+            format!("{}{target}", self.prefix).parse().map_err(|_| ProxyError::BadRequest {
+                field: "path",
+                message: "the path is not a valid request target".to_owned(),
+            })?
+        };
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(self.scheme.clone());
+        uri.authority = Some(self.authority.clone());
+        uri.path_and_query = Some(target);
+        parts.uri = Uri::from_parts(uri).map_err(|error| ProxyError::Internal(error.to_string()))?;
+        parts.version = http::Version::HTTP_11;
+        parts.extensions = http::Extensions::new();
+        headers::strip_hop_by_hop(&mut parts.headers);
+        headers::strip_framing(&mut parts.headers);
+        headers::strip_seawall_request(&mut parts.headers);
+        parts.headers.remove(header::EXPECT);
+        parts.headers.insert(header::HOST, self.host.clone());
+        parts.headers.remove(header::AUTHORIZATION);
+        match &call.credential {
+            Credential::None => {}
+            Credential::Passed(value) => {
+                parts.headers.insert(header::AUTHORIZATION, value.clone());
+            }
+            Credential::Alias(name) => {
+                let value = call.config.credentials.get(name).ok_or_else(|| {
+                    ProxyError::Internal(format!("the credential {name} is not in the configuration any more"))
+                })?;
+                parts.headers.insert(header::AUTHORIZATION, value.clone());
+            }
+        }
+        Ok(Request::from_parts(parts, body))
+    }
+
+    fn hint(&self, fields: &HeaderMap) -> Option<Duration> {
+        let value = fields.get(header::RETRY_AFTER)?;
+        let now: Timestamp = self.clock.now();
+        retry_after::parse(value, now)
+    }
+}
+
+/// The answer as the layers above see it: end-to-end fields only; its length is the body's.
+fn inbound(response: Response<hyper::body::Incoming>, is_head: bool, idle: Duration, watch: Watch) -> Response<Body> {
+    let (mut parts, incoming) = response.into_parts();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::strip_seawall_response(&mut parts.headers);
+    if !is_head && parts.status != StatusCode::NOT_MODIFIED {
+        headers::strip_framing(&mut parts.headers);
+    }
+    parts.extensions = http::Extensions::new();
+    let body = UpstreamBody::new(incoming, idle, watch);
+    let body = if http_body::Body::is_end_stream(&body) { Body::empty() } else { Body::new(body) };
+    Response::from_parts(parts, body)
+}
+
+// === impl GroupHandles ===
+
+impl GroupHandles {
+    fn new(metrics: &Metrics, group: &Arc<str>) -> Self {
+        Self {
+            seconds: metrics.group(group).attempt_seconds,
+            outcomes: OUTCOMES.map(|outcome| {
+                metrics.attempts.get_or_create(&AttemptLabels { group: group.to_string(), outcome }).clone()
+            }),
+        }
+    }
+}
+
+fn outcome_index(delivery: Delivery) -> usize {
+    match delivery {
+        Delivery::Answered(Class::Success) => 0,
+        Delivery::Answered(
+            Class::Unauthorized | Class::Forbidden | Class::RequestTimeout | Class::TryAgain | Class::Client,
+        ) => 1,
+        Delivery::Refused(_) => 2,
+        Delivery::Ambiguous(Doubt::ServerError(_)) | Delivery::Answered(Class::Unsupported) => 3,
+        Delivery::Ambiguous(Doubt::HeadTimeout) => 4,
+        Delivery::Ambiguous(Doubt::Cut) => 5,
+        Delivery::NotSent(Unsent::Connect) => 6,
+        Delivery::NotSent(Unsent::Connection | Unsent::Ours) => 7,
+    }
+}

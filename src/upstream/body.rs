@@ -1,0 +1,138 @@
+//! The upstream's body on its way to us.
+//!
+//! It watches three things: that something comes within the idle limit (the timer runs only while our own poll of it
+//! is pending, so a slow reader of ours is never blamed on the upstream), that the end is a whole one, and that the
+//! observer is told exactly once. What the call holds (permits, slot) is freed when this body ends or is dropped.
+
+use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd};
+use crate::http::BodyError;
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use prometheus_client::metrics::gauge::Gauge;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+/// See the module.
+pub(crate) struct UpstreamBody {
+    incoming: Incoming,
+    idle: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    is_waiting: bool,
+    /// Taken when the end is known.
+    watch: Option<Watch>,
+}
+
+/// What is told and freed at the end.
+pub(crate) struct Watch {
+    pub(crate) outcome: AttemptOutcome,
+    pub(crate) observer: Option<Arc<dyn AttemptObserver>>,
+    pub(crate) slot: Option<Box<dyn std::any::Any + Send + Sync>>,
+    pub(crate) in_flight: InFlight,
+}
+
+/// Counts a call of the upstream while it lives.
+pub(crate) struct InFlight(Gauge);
+
+// === impl InFlight ===
+
+impl InFlight {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// Tells how the body ended, and frees what was held.
+    fn end(self, body: BodyEnd) {
+        let Self { outcome, observer, slot, in_flight } = self;
+        if let Some(observer) = observer {
+            observer.ended(AttemptOutcome { body, ..outcome });
+        }
+        drop((slot, in_flight));
+    }
+}
+
+// === impl UpstreamBody ===
+
+impl UpstreamBody {
+    pub(crate) fn new(incoming: Incoming, idle: Duration, watch: Watch) -> Self {
+        let mut body = Self { incoming, idle, timer: None, is_waiting: false, watch: Some(watch) };
+        if body.incoming.is_end_stream() {
+            body.end(BodyEnd::Complete);
+        }
+        body
+    }
+
+    fn end(&mut self, how: BodyEnd) {
+        if let Some(watch) = self.watch.take() {
+            watch.end(how);
+        }
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        self.end(BodyEnd::Abandoned);
+    }
+}
+
+impl HttpBody for UpstreamBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.is_waiting = false;
+                if this.incoming.is_end_stream() {
+                    this.end(BodyEnd::Complete);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.end(BodyEnd::Broken);
+                Poll::Ready(Some(Err(BodyError::Cut(crate::http::body::chain(&error)))))
+            }
+            Poll::Ready(None) => {
+                this.end(BodyEnd::Complete);
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let deadline = Instant::now() + this.idle;
+                let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                if !this.is_waiting {
+                    timer.as_mut().reset(deadline);
+                    this.is_waiting = true;
+                }
+                if timer.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                this.end(BodyEnd::Broken);
+                Poll::Ready(Some(Err(BodyError::Idle(this.idle))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

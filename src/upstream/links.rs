@@ -1,0 +1,183 @@
+//! The outermost layer of the upstream: what comes in has Flexport's links turned to Seawall's.
+//!
+//! It works on the way in, so that cache, tickets and callers all hold rewritten bytes and a hit rewrites nothing.
+//! JSON is rewritten as it streams, `Location` always. What is rewritten must come in identity coding, has another
+//! length, and no digest of it holds any more. A part of such a body cannot be rewritten, so `Range` is not asked for
+//! and a full answer is given, as RFC 9110 §14.2 allows.
+
+use crate::context::{BoxFuture, UpstreamRequest};
+use crate::error::ProxyError;
+use crate::flexport::links::{Bases, Rewriter};
+use crate::http::{Body, BodyError};
+use bytes::Bytes;
+use http::{HeaderValue, Response, header};
+use http_body::{Body as HttpBody, Frame};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// Makes [`Links`].
+#[derive(Clone)]
+pub struct LinksLayer(Option<Arc<Bases>>);
+
+/// Rewrites links of answers.
+#[derive(Clone)]
+pub struct Links<S> {
+    bases: Option<Arc<Bases>>,
+    inner: S,
+}
+
+struct RewrittenBody {
+    inner: Body,
+    /// Gone when the end has been seen.
+    rewriter: Option<Rewriter>,
+    ready: VecDeque<Bytes>,
+    trailers: Option<Frame<Bytes>>,
+}
+
+// === impl LinksLayer ===
+
+impl LinksLayer {
+    /// With `None`, nothing is rewritten (the `strict` profile).
+    pub fn new(bases: Option<Arc<Bases>>) -> Self {
+        Self(bases)
+    }
+}
+
+impl<S> tower::Layer<S> for LinksLayer {
+    type Service = Links<S>;
+
+    fn layer(&self, inner: S) -> Links<S> {
+        Links { bases: self.0.clone(), inner }
+    }
+}
+
+// === impl Links ===
+
+impl<S> tower::Service<UpstreamRequest> for Links<S>
+where
+    S: tower::Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = ProxyError;
+    type Future = BoxFuture<Result<Response<Body>, ProxyError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: UpstreamRequest) -> Self::Future {
+        let Some(bases) = self.bases.clone() else { return Box::pin(self.inner.call(request)) };
+        // Bytes of documents are not rewritten, and may be asked for in parts.
+        let is_download = request.call.route.template.ends_with("/download");
+        if !is_download {
+            let fields = request.request.headers_mut();
+            fields.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            fields.remove(header::RANGE);
+            fields.remove(header::IF_RANGE);
+        }
+        let answer = self.inner.call(request);
+        Box::pin(async move { answer.await.map(|response| rewrite(response, &bases)) })
+    }
+}
+
+fn rewrite(response: Response<Body>, bases: &Arc<Bases>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    if let Some(location) = parts.headers.get(header::LOCATION).and_then(|value| bases.rewrite_location(value)) {
+        parts.headers.insert(header::LOCATION, location);
+    }
+    if !is_json(parts.headers.get(header::CONTENT_TYPE)) {
+        return Response::from_parts(parts, body);
+    }
+    if parts.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        tracing::warn!(
+            coding = ?parts.headers.get(header::CONTENT_ENCODING),
+            "the upstream sent JSON in a coding that was not asked for; its links are not rewritten"
+        );
+        return Response::from_parts(parts, body);
+    }
+    parts.headers.remove(header::CONTENT_LENGTH);
+    for digest in ["content-digest", "repr-digest", "digest", "content-md5", "accept-ranges"] {
+        parts.headers.remove(digest);
+    }
+    let body = if body.is_end_stream() {
+        body
+    } else {
+        let rewriter = Some(Rewriter::new(bases.clone()));
+        Body::new(RewrittenBody { inner: body, rewriter, ready: VecDeque::new(), trailers: None })
+    };
+    Response::from_parts(parts, body)
+}
+
+/// `application/json` and `application/<something>+json`, with or without parameters.
+fn is_json(content_type: Option<&HeaderValue>) -> bool {
+    let Some(essence) = content_type.and_then(|value| value.as_bytes().split(|byte| *byte == b';').next()) else {
+        return false;
+    };
+    let essence = essence.trim_ascii();
+    essence.eq_ignore_ascii_case(b"application/json")
+        || (essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json"))
+}
+
+// === impl RewrittenBody ===
+
+impl HttpBody for RewrittenBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        loop {
+            if let Some(bytes) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            let Some(rewriter) = &mut this.rewriter else { return Poll::Ready(this.trailers.take().map(Ok)) };
+            let ready = &mut this.ready;
+            match std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => rewriter.push(data, &mut |bytes| ready.push_back(bytes)),
+                    Err(trailers) => {
+                        rewriter.finish(&mut |bytes| ready.push_back(bytes));
+                        this.rewriter = None;
+                        this.trailers = Some(trailers);
+                    }
+                },
+                // What the rewriter holds back belongs to a body that was cut: it must not look like an end.
+                Some(Err(error)) => {
+                    this.rewriter = None;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => {
+                    rewriter.finish(&mut |bytes| ready.push_back(bytes));
+                    this.rewriter = None;
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rewriter.is_none() && self.ready.is_empty() && self.trailers.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_told_by_its_media_type() {
+        for (text, is) in [
+            ("application/json", true),
+            ("application/JSON; charset=utf-8", true),
+            ("application/problem+json", true),
+            ("application/jsonl", false),
+            ("text/html", false),
+            ("+json", false),
+        ] {
+            assert_eq!(is_json(Some(&HeaderValue::from_static(text))), is, "{text}");
+        }
+        assert!(!is_json(None));
+    }
+}

@@ -1,0 +1,96 @@
+//! Active probes: one cheap read of a group that is not well and has no traffic of its own.
+//!
+//! Without them a night's queue of bookings would never drain: creates wait for their group's reads to recover, and
+//! with no other traffic nobody reads. A probe is an ordinary call in its own lane, judged like any other: it counts
+//! as a read probe where the breaker is half-open, and trips or closes nothing against real traffic.
+
+use crate::config::Snapshot;
+use crate::context::{BoxFuture, Call, Credential, Lane, Upstream, UpstreamRequest};
+use crate::flexport::routes::PROBES;
+use crate::http::Body;
+use http::{HeaderValue, Method, Request, header};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// What the probes ask of those who know.
+pub trait Target: Send + Sync + 'static {
+    /// The configuration now.
+    fn config(&self) -> Arc<Snapshot>;
+    /// Whether a read of this group would help its breakers (not closed, and their wait has passed).
+    fn needs_probe(&self, group: &str) -> bool;
+    /// As whom to ask: the alias, or in passthrough that of the oldest queued record of the group.
+    fn credential(&self, group: &'static str) -> BoxFuture<Credential>;
+}
+
+/// How often the groups are looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Probes until cancelled.
+pub async fn run(target: Arc<dyn Target>, upstream: Upstream, cancel: CancellationToken) {
+    let mut last: HashMap<&'static str, Instant> = HashMap::new();
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = looks.tick() => {}
+        }
+        let config = target.config();
+        if !config.settings.probe.enabled {
+            continue;
+        }
+        for (group, path) in PROBES {
+            let is_due = last.get(group).is_none_or(|at| at.elapsed() >= *config.settings.probe.interval);
+            if !is_due || !target.needs_probe(group) {
+                continue;
+            }
+            last.insert(group, Instant::now());
+            let credential = target.credential(group);
+            let (config, upstream) = (config.clone(), upstream.clone());
+            // Detached: a probe that hangs must not keep the other groups waiting. It ends by its own limits.
+            tokio::spawn(async move {
+                let result = upstream.oneshot(call(&config, path, credential.await)).await;
+                let outcome = match result {
+                    Ok(response) => {
+                        let status = response.status();
+                        match response.into_body().collect(4 << 20).await {
+                            Ok(_) => format!("answered {status}"),
+                            Err(error) => error.to_string(),
+                        }
+                    }
+                    Err(error) => error.to_string(),
+                };
+                tracing::debug!(group, outcome, "probed");
+            });
+        }
+    }
+}
+
+fn call(config: &Arc<Snapshot>, path: &'static str, credential: Credential) -> UpstreamRequest {
+    let mut request = Request::new(Body::empty());
+    *request.method_mut() = Method::GET;
+    *request.uri_mut() = http::Uri::from_static(path);
+    let fields = request.headers_mut();
+    fields.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    fields.insert(
+        header::USER_AGENT,
+        HeaderValue::from_static(concat!("Seawall/", env!("CARGO_PKG_VERSION"), " (probe)")),
+    );
+    let bare = path.split('?').next().unwrap_or(path);
+    let call = Call {
+        lane: Lane::Probe,
+        route: config.routes.find(&Method::GET, bare).clone(),
+        is_read: true,
+        config: config.clone(),
+        credential,
+        deadline: Instant::now() + *config.settings.upstream.timeout,
+        before_send: None,
+        observer: None,
+        slot: None,
+    };
+    UpstreamRequest { request, call }
+}

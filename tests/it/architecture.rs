@@ -1,0 +1,145 @@
+//! Holds the code to the table of rows in docs/ARCHITECTURE.md.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Module → row. Row 2 modules are capabilities and never import each other.
+const ROWS: &[(&str, u8)] = &[
+    ("clock", 0),
+    ("ids", 0),
+    ("error", 0),
+    ("http", 0),
+    ("flexport", 0),
+    ("event", 0),
+    ("config", 1),
+    ("store", 1),
+    ("telemetry", 1),
+    ("task", 1),
+    ("context", 1),
+    ("front", 2),
+    ("cache", 2),
+    ("queue", 2),
+    ("breaker", 2),
+    ("limit", 2),
+    ("upstream", 2),
+    ("stack", 3),
+    ("server", 3),
+    ("admin", 3),
+    ("app", 4),
+    ("cli", 4),
+    ("sim", 4),
+    ("main", 4),
+    ("lib", 4),
+];
+
+/// What breaks the table, and why it may: (importer, imported).
+const EXCEPTIONS: &[(&str, &str)] = &[
+    // Reloading is one function that tells all who keep settings; the admin API is one of its two callers.
+    ("admin", "app"),
+];
+
+fn sources() -> Vec<(String, PathBuf, String)> {
+    fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    walk(&root, &mut files);
+    files
+        .into_iter()
+        .map(|path| {
+            let relative = path.strip_prefix(&root).unwrap();
+            let first = relative.components().next().unwrap().as_os_str().to_string_lossy();
+            let module = first.trim_end_matches(".rs").to_owned();
+            let text = fs::read_to_string(&path).unwrap();
+            (module, path.clone(), text)
+        })
+        .collect()
+}
+
+/// The code without what only its tests use.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text)
+}
+
+/// The top modules named by `crate::…` in code and `use` lines (comments and documentation aside).
+fn imports(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in text.lines() {
+        let code = line.split("//").next().unwrap_or_default();
+        for part in code.split("crate::").skip(1) {
+            if let Some(group) = part.strip_prefix('{') {
+                let names = group.split(['{', '}', ',']).map(|name| name.split("::").next().unwrap_or_default().trim());
+                found.extend(names.map(str::to_owned));
+            } else {
+                let name: String = part.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                found.push(name);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn modules_import_only_their_own_row_and_those_above() {
+    let rows: BTreeMap<&str, u8> = ROWS.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (module, path, text) in sources() {
+        if path.ends_with("tests.rs") || path.components().any(|part| part.as_os_str() == "tests") {
+            continue;
+        }
+        let row = *rows.get(module.as_str()).unwrap_or_else(|| panic!("{module} stands in no row: add it to the table"));
+        for import in imports(without_tests(&text)) {
+            let Some(imported) = rows.get(import.as_str()) else { continue };
+            let is_own = import == module;
+            let is_above = *imported < row;
+            let is_beside = *imported == row && row != 2;
+            let is_simulator_clean = module != "sim" || is_own || *imported <= 1;
+            let is_named = EXCEPTIONS.contains(&(module.as_str(), import.as_str()));
+            if !((is_own || is_above || is_beside) && is_simulator_clean || is_named) {
+                wrong.push(format!("{}: {module} (row {row}) uses {import} (row {imported})", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn pure_files_have_no_tokio_and_no_input_or_output() {
+    let mut pure = 0;
+    for (_, path, text) in sources() {
+        if !text.starts_with("//! Pure.") {
+            continue;
+        }
+        pure += 1;
+        for (number, line) in without_tests(&text).lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for banned in ["tokio::", "std::fs", "std::net::Tcp", "std::thread", "std::io::", ".await", "async fn"] {
+                // The instant is tokio's, so that paused tests move it; taking it as a value is pure.
+                let is_instant = banned == "tokio::" && code.contains("tokio::time::Instant");
+                assert!(
+                    !code.contains(banned) || is_instant,
+                    "{}:{}: a pure file uses {banned}",
+                    path.display(),
+                    number + 1
+                );
+            }
+        }
+    }
+    assert!(pure >= 10, "only {pure} pure files were found: is the marker still `//! Pure.`?");
+}
+
+#[test]
+fn the_test_of_the_rows_sees_what_it_should() {
+    assert_eq!(imports("use crate::cache::{Cache};\n// crate::queue\nlet x = crate::breaker::y();"), ["cache", "breaker"]);
+    assert!(imports("use crate::{http::Body, store};").contains(&"store".to_owned()));
+    assert_eq!(without_tests("a\n#[cfg(test)]\nmod tests {\nuse crate::app;"), "a\n");
+}

@@ -1,0 +1,3 @@
+//! Integration tests: the whole proxy in process, and the shape of the code.
+
+mod architecture;

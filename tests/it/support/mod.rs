@@ -1,0 +1,215 @@
+//! What the integration tests stand on: a proxy in process, an upstream, a client.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use seawall::app::App;
+use seawall::config::{Live, LoadArgs};
+use seawall::http::Body;
+use seawall::sim::{Options, Simulator};
+use serde_json::Value;
+use std::time::Duration;
+use tempfile::TempDir;
+
+pub mod scripted;
+
+/// Polls until a condition holds; panics with its text after ten seconds.
+#[macro_export]
+macro_rules! assert_eventually {
+    ($condition:expr) => {{
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            if $condition {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "never came true: {}", stringify!($condition));
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }};
+}
+
+/// A token for requests that do not care which.
+pub const TOKEN: &str = "Bearer test-api-key-0001";
+
+/// A proxy with its folder.
+pub struct Proxy {
+    /// Running; `None` after a stop.
+    app: Option<App>,
+    /// Of the data listener.
+    pub url: String,
+    /// Of the admin listener.
+    pub admin: String,
+    /// Outlives restarts.
+    pub dir: std::sync::Arc<TempDir>,
+    sets: Vec<String>,
+    http: Client<HttpConnector, Body>,
+}
+
+/// An answer with its whole body.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub fields: HeaderMap,
+    pub body: Bytes,
+}
+
+/// A small simulated Flexport.
+pub async fn simulator() -> Simulator {
+    Simulator::start(Options { shipments: 12, ..Options::default() }).await.unwrap()
+}
+
+/// A client of its own pool.
+pub fn client() -> Client<HttpConnector, Body> {
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// In front of `upstream`, with waits that suit a test, and these settings.
+    pub async fn start(upstream: &str, sets: &[&str]) -> Self {
+        let dir = std::sync::Arc::new(TempDir::new().unwrap());
+        let mut all: Vec<String> = [
+            "server.listen=127.0.0.1:0",
+            "admin.listen=127.0.0.1:0",
+            "telemetry.log=warn",
+            "breaker.open_wait=300ms",
+            "breaker.open_wait_max=600ms",
+            "probe.interval=200ms",
+            "queue.backoff=100ms",
+            "queue.backoff_max=500ms",
+            "server.drain.grace=2s",
+            "store.lock_wait=2s",
+        ]
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+        all.push(format!("upstream.base_url={upstream}"));
+        all.push(format!("data_dir={}", dir.path().join("data").display()));
+        all.extend(sets.iter().map(ToString::to_string));
+        Self::start_in(dir, all).await
+    }
+
+    async fn start_in(dir: std::sync::Arc<TempDir>, sets: Vec<String>) -> Self {
+        let live = Live::load(LoadArgs::new(None, sets.clone(), std::iter::empty())).unwrap();
+        let app = App::start(live).await.unwrap_or_else(|error| panic!("{error}"));
+        let (url, admin) = (format!("http://{}", app.data), format!("http://{}", app.admin));
+        Self { app: Some(app), url, admin, dir, sets, http: client() }
+    }
+
+    /// Stops in good order.
+    pub async fn stop(&mut self) -> bool {
+        match self.app.take() {
+            Some(app) => app.stop().await,
+            None => true,
+        }
+    }
+
+    /// Stops, and starts again in the same folder.
+    pub async fn restart(&mut self) {
+        self.stop().await;
+        let again = Self::start_in(self.dir.clone(), self.sets.clone()).await;
+        *self = again;
+    }
+
+    /// `GET` with [`TOKEN`].
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], "").await
+    }
+
+    /// A request with [`TOKEN`] unless `fields` has an `authorization` of its own.
+    pub async fn send(&self, method: Method, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+        send(&self.http, method, &format!("{}{path}", self.url), fields, body, true).await
+    }
+
+    /// A request to the admin API.
+    pub async fn admin(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let body = body.map_or_else(String::new, |body| body.to_string());
+        send(&self.http, method, &format!("{}{path}", self.admin), &[], &body, false).await
+    }
+
+    /// The ticket's state.
+    pub async fn ticket(&self, id: &str) -> Value {
+        self.get(&format!("/_seawall/writes/{id}")).await.json()["data"].clone()
+    }
+
+    /// A breaker's status.
+    pub async fn breaker(&self, scope: &str) -> Value {
+        self.admin(Method::GET, &format!("/api/v1/breakers/{scope}"), None).await.json()
+    }
+}
+
+/// Sends one request and reads the whole answer.
+pub async fn send(
+    http: &Client<HttpConnector, Body>,
+    method: Method,
+    url: &str,
+    fields: &[(&str, &str)],
+    body: &str,
+    with_token: bool,
+) -> Answer {
+    let mut request = Request::builder().method(method).uri(url);
+    if with_token && !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) {
+        request = request.header("authorization", TOKEN);
+    }
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    if !body.is_empty() && !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+        request = request.header("content-type", "application/json");
+    }
+    let request = request.body(Body::from(body.to_owned())).unwrap();
+    let response = tokio::time::timeout(Duration::from_secs(60), http.request(request))
+        .await
+        .expect("no answer within a minute")
+        .unwrap_or_else(|error| panic!("{url}: {error:?}"));
+    let (parts, body) = response.into_parts();
+    let body = Body::from(body).collect(64 << 20).await.unwrap();
+    Answer { status: parts.status, fields: parts.headers, body }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// A field's text, or nothing.
+    pub fn field(&self, name: &str) -> &str {
+        self.fields.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// `Seawall-Source`.
+    pub fn source(&self) -> &str {
+        self.field("seawall-source")
+    }
+
+    /// The ticket's id; the answer must be a 202.
+    pub fn ticket(&self) -> String {
+        assert_eq!(self.status, 202, "{self:?}");
+        self.field("seawall-write-id").to_owned()
+    }
+}
+
+/// What the simulator's journal has of writes: `METHOD path body`.
+pub fn writes(simulator: &Simulator) -> Vec<String> {
+    simulator
+        .journal()
+        .iter()
+        .filter(|entry| entry["method"] != "GET" && entry["method"] != "HEAD")
+        .map(|entry| {
+            let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+            format!("{} {} {}", text("method"), text("path"), text("body"))
+        })
+        .collect()
+}
+
+/// How many requests of this method reached this path.
+pub fn arrivals(simulator: &Simulator, method: &str, path: &str) -> usize {
+    simulator.journal().iter().filter(|entry| entry["method"] == method && entry["path"] == path).count()
+}
