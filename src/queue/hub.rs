@@ -77,6 +77,9 @@ pub struct Parts {
     pub bus: Bus,
     /// Owns the replayer and the sweeper.
     pub tasks: Tasks,
+    /// Whether the store came back older than it was acknowledged to be: then nothing on it is sent before a person
+    /// looked.
+    pub is_rolled_back: bool,
 }
 
 /// The write queue.
@@ -165,7 +168,7 @@ impl Queue {
             unsettled: AtomicUsize::new(0),
             gauges,
         });
-        queue.restore(loaded).await;
+        queue.restore(loaded, parts.is_rolled_back).await;
         let (replayer, cancelled) = (queue.clone(), parts.tasks.cancelled());
         parts.tasks.spawn("queue-replayer", async move {
             tokio::select! {
@@ -188,7 +191,7 @@ impl Queue {
         Ok(queue)
     }
 
-    async fn restore(&self, loaded: super::journal::Loaded) {
+    async fn restore(&self, loaded: super::journal::Loaded, is_rolled_back: bool) {
         for (key, reason) in &loaded.unreadable {
             let id = <[u8; 16]>::try_from(key.as_slice()).map(WriteId::from_bytes);
             tracing::error!(write_id = ?id.ok(), reason, "a queued write cannot be read; it is left on disk");
@@ -205,10 +208,15 @@ impl Queue {
         let mut records = loaded.records;
         records.sort_by_key(|record| record.seq);
         for mut record in records {
-            if record.progress.state == State::Sending {
+            let input = match record.progress.state {
+                State::Pending | State::Waiting | State::Sending if is_rolled_back => Some(Input::RollBack),
+                State::Sending => Some(Input::Crash),
+                _ => None,
+            };
+            if let Some(input) = input {
                 let policy = policy_of(&config, &record);
                 let rules = rules_of(&config, &record, &policy);
-                if let Ok((progress, _)) = state::step(&record.progress, rules, Input::Crash, now) {
+                if let Ok((progress, _)) = state::step(&record.progress, rules, input, now) {
                     let row = row_of(&record, &progress, now, "seawall", "restart", None);
                     record.progress = progress;
                     record.is_ticket = true;
@@ -219,6 +227,13 @@ impl Queue {
             let rest = record.next_at.map_or(Duration::ZERO, |at| clock::since(at, now));
             let due = rest.min(config.settings.queue.backoff_max.0);
             self.with(|book| book.restore(Arc::new(record), due));
+        }
+        if is_rolled_back && !crashed.is_empty() {
+            self.alarm(format!(
+                "the store came back older than it was: {} writes may have been sent since; none is sent before \
+                 you released or resolved it",
+                crashed.len()
+            ));
         }
         for (record, row, policy) in crashed {
             // Where this is not stored, the next start finds `sending` again and says the same.

@@ -320,7 +320,7 @@ impl Queue {
             "expires_at": facts.expires_at,
             "links": { "self": url, "result": format!("{url}/result") },
         });
-        let body = problem::envelope(asked, data, Value::Null);
+        let body = problem::envelope(asked, &data, &Value::Null);
         let mut response = problem::json_response(http::StatusCode::ACCEPTED, "application/json", &body);
         let headers = response.headers_mut();
         if let Ok(location) = HeaderValue::from_str(&url) {

@@ -19,7 +19,7 @@ use crate::task::Tasks;
 use crate::telemetry::Metrics;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -158,12 +158,8 @@ fn snapshot(settings: Settings, generation: u64) -> Arc<Snapshot> {
         settings,
         routes: RouteTable::new(built_in(), RoutePolicy::other()),
         public_url: "http://seawall".into(),
-        callers: Vec::new(),
-        credentials: HashMap::new(),
-        identities: HashMap::new(),
-        admin_token: None,
-        store_key: None,
         generation,
+        ..Snapshot::of(Settings::default()).unwrap()
     })
 }
 
@@ -177,6 +173,10 @@ impl Rig {
     }
 
     async fn on(store: MemStore, world: Arc<World>, settings: Settings) -> Self {
+        Self::open(store, world, settings, false).await
+    }
+
+    async fn open(store: MemStore, world: Arc<World>, settings: Settings, is_rolled_back: bool) -> Self {
         let clock = Clock::anchored("2026-01-01T00:00:00Z".parse().unwrap());
         let current = Arc::new(Mutex::new(snapshot(settings, 1)));
         let (changes, receiver) = watch::channel(0);
@@ -192,6 +192,7 @@ impl Rig {
             metrics: Metrics::new(),
             bus: Bus::new(clock),
             tasks: tasks.clone(),
+            is_rolled_back,
         })
         .await
         .unwrap();
@@ -510,7 +511,7 @@ async fn a_replayable_write_in_doubt_is_sent_again() {
     assert_eq!(rig.world.bodies(), ["{\"v\":1}"; 3]);
     let keys: std::collections::HashSet<_> = rig.world.arrivals().into_iter().map(|one| one.key).collect();
     assert_eq!(keys.len(), 1);
-    assert!(rig.queue.cancel(sent.id(), "x").await.is_err());
+    assert!(rig.queue.cancel(sent.id(), "x", "y").await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -533,7 +534,7 @@ async fn a_create_in_doubt_is_unknown_and_its_twin_is_not_sent() {
         let rig = rig.restart().await;
         assert_eq!(rig.state(id), Some(State::Unknown));
         assert_eq!(rig.post("/bookings", "{}", &[]).await.status, 504);
-        tokio::time::sleep(Duration::from_secs(4 * 24 * 3600)).await;
+        tokio::time::sleep(Duration::from_secs(73 * 3600)).await;
         assert_eq!(rig.state(id), Some(State::Unknown), "it does not expire");
         assert_eq!(rig.world.arrivals().len(), 1);
         // Another booking is not held up.
@@ -581,6 +582,22 @@ async fn a_crash_while_replaying_sends_a_replayable_write_again_and_a_create_nev
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(after.world.arrivals().len(), usize::from(expected == State::Waiting));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_from_a_store_that_came_back_older() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let booking = rig.post("/bookings", "{}", &[]).await.id();
+    let patch = rig.patch("/shipments/1", "{}", &[]).await.id();
+    let rig = Rig::open(rig.store.crash(), Arc::default(), Settings::default(), true).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(rig.world.arrivals().is_empty());
+    assert_eq!((rig.state(booking), rig.state(patch)), (Some(State::Unknown), Some(State::Waiting)));
+    assert!(rig.queue.get(patch).await.unwrap().is_held);
+    rig.queue.release(patch, "ann", "nothing newer").await.unwrap();
+    rig.until(patch, State::Done).await;
+    assert_eq!(rig.world.arrivals().len(), 1);
 }
 
 // --- order ---
@@ -969,7 +986,9 @@ async fn poison_dies_while_others_succeed_and_keeps_waiting_in_an_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_too_long_expires() {
-    let rig = Rig::new().await;
+    let mut settings = Settings::default();
+    settings.queue.dead_retention = Span(Duration::from_secs(80 * 3600));
+    let rig = Rig::with(settings).await;
     rig.world.always(Some(Act::Refuse(open())));
     let short = rig.post("/bookings", "{\"a\":1}", &[("seawall-queue-max-age", "60")]).await.id();
     let long = rig.post("/bookings", "{\"a\":2}", &[]).await.id();
@@ -979,9 +998,10 @@ async fn what_waits_too_long_expires() {
     tokio::time::sleep(Duration::from_secs(72 * 3600)).await;
     assert_eq!(rig.state(long), Some(State::Expired));
     assert!(!rig.queue.get(long).await.unwrap().maybe_applied);
-    // Kept for a month, then forgotten, on disk too.
-    tokio::time::sleep(Duration::from_secs(31 * 24 * 3600)).await;
+    // Kept for its time, then forgotten, on disk too.
+    tokio::time::sleep(Duration::from_secs(81 * 3600)).await;
     assert_eq!(rig.state(short), None);
+    assert_eq!(rig.state(long), None);
     let rig = rig.restart().await;
     assert!(rig.queue.list(&Filter::default()).writes.is_empty());
     assert!(rig.world.arrivals().is_empty());
@@ -996,8 +1016,11 @@ async fn what_was_not_sent_can_be_cancelled_and_held() {
     let id = rig.post("/bookings", "{\"a\":1}", &[]).await.id();
     let held = rig.post("/bookings", "{\"a\":2}", &[]).await.id();
     rig.queue.hold(held, "ann", "check first").await.unwrap();
-    assert_eq!(rig.queue.cancel(id, "caller").await.unwrap().state, State::Cancelled);
-    assert!(matches!(rig.queue.cancel(id, "caller").await, Err(ProxyError::Conflict { .. })));
+    assert_eq!(rig.queue.cancel(id, "caller", "changed my mind").await.unwrap().state, State::Cancelled);
+    assert!(matches!(
+        rig.queue.cancel(id, "caller", "changed my mind").await,
+        Err(ProxyError::Conflict { .. })
+    ));
     rig.world.always(None);
     rig.changes.send(1).unwrap();
     tokio::time::sleep(Duration::from_secs(600)).await;

@@ -240,8 +240,13 @@ impl Queue {
     }
 
     /// Takes a write back that was certainly not applied.
-    pub async fn cancel(self: &Arc<Self>, id: WriteId, actor: &str) -> Result<TicketView, ProxyError> {
-        self.operate(id, Input::Cancel, actor, "cancelled", None).await
+    pub async fn cancel(
+        self: &Arc<Self>,
+        id: WriteId,
+        actor: &str,
+        why: &str,
+    ) -> Result<TicketView, ProxyError> {
+        self.operate(id, Input::Cancel, actor, "cancelled", Some(why.to_owned())).await
     }
 
     /// Says what became of an unknown write, or decides about a dead one. Not applied: it is sent from its own place
@@ -374,7 +379,7 @@ impl Queue {
             response
         } else {
             // Too long to keep, or lost: its status and what it names are all that is left.
-            let body = problem::envelope(asked, Value::Null, Value::Null);
+            let body = problem::envelope(asked, &Value::Null, &Value::Null);
             let mut response = problem::json_response(status, "application/json", &body);
             let mut fields = header_map(&head.fields);
             fields.remove(http::header::CONTENT_TYPE);

@@ -115,6 +115,7 @@ impl Soak {
             metrics: Metrics::new(),
             bus: Bus::new(clock),
             tasks: tasks.clone(),
+            is_rolled_back: false,
         })
         .await
         .unwrap();
