@@ -162,6 +162,7 @@ impl App {
                     metrics: metrics.clone(),
                     bus: bus.clone(),
                     tasks: tasks.clone(),
+                    is_rolled_back,
                 };
                 let queue = Queue::open(parts).await.map_err(|error| StartError::Failed(error.to_string()))?;
                 let _ = late_queue.0.set(queue.clone());
