@@ -3,6 +3,12 @@
 //! The package is AGPL, so nothing of it is committed: it is installed when the test runs, into `target/npm/`, where it
 //! stays. Without node, npm or the registry the tests are reported as NOT RUN; with `CI=true` they fail.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests stand outside of test functions"
+)]
+
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use hyper_util::client::legacy::Client;
