@@ -87,7 +87,8 @@ pub struct Demo {
     /// Leave simulator and proxy running at the end, and print their URLs.
     #[arg(long)]
     pub keep: bool,
-    /// Play the read half of the story against this upstream instead of the simulator.
+    /// Play the read half of the story against this upstream instead of the simulator. SEAWALL_DEMO_TOKEN holds its
+    /// API key.
     #[arg(long, value_name = "URL", conflicts_with = "keep")]
     pub upstream: Option<String>,
 }
