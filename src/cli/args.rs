@@ -19,7 +19,14 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Operator {
     /// Admin API of a Seawall; several are asked in turn.
-    #[arg(long, global = true, value_name = "URL", env = "SEAWALL_ADMIN", value_delimiter = ',', help_heading = "Operator options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "SEAWALL_ADMIN",
+        value_delimiter = ',',
+        help_heading = "Operator options"
+    )]
     pub admin: Vec<String>,
     /// File with the admin API's token (or the token itself in $SEAWALL_ADMIN_TOKEN).
     #[arg(long, global = true, value_name = "FILE", help_heading = "Operator options")]
