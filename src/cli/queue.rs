@@ -75,7 +75,7 @@ fn list(value: &Value) -> String {
                 text(&write["route"]),
                 text(&write["path"]),
                 text(&write["attempts"]),
-                text(&write["accepted_at"]),
+                output::moment(&write["accepted_at"]),
                 text(&write["reason"]),
             ]
         })
