@@ -308,6 +308,9 @@ pub async fn reload(
             count("ok");
             let settings = &config.current().settings;
             breakers.reconfigure(&settings.breaker, settings.limiter.max, *settings.upstream.timeout);
+            if let Err(problem) = crate::telemetry::set_log_filter(&settings.telemetry.log) {
+                tracing::error!("{problem}; the old filter stays");
+            }
             tracing::info!(
                 generation = report.generation,
                 needs_restart = report.needs_restart.join(", "),

@@ -19,10 +19,10 @@ use crate::config::raw;
 use crate::context::{Call, Lane};
 use crate::error::ProxyError;
 use crate::event::{self, Kind as EventKind};
+use crate::flexport::routes::ByGroup;
 use crate::flexport::routes::WriteClass;
 use crate::telemetry::Metrics;
 use arc_swap::ArcSwap;
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,7 +34,7 @@ use tokio::time::Instant;
 pub struct Breakers {
     shared: Arc<Shared>,
     global: Arc<Scope>,
-    groups: HashMap<Arc<str>, Group>,
+    groups: ByGroup<Group>,
     /// In the order in which they are listed.
     all: Vec<Arc<Scope>>,
     path: Option<PathBuf>,
@@ -102,13 +102,12 @@ impl Breakers {
         };
         let global = scope(GLOBAL.to_owned(), Role::Global, None);
         let mut all = vec![global.clone()];
-        let mut by_group = HashMap::new();
-        for group in groups {
+        let groups = ByGroup::new(groups, |group| {
             let read = scope(format!("{group}:read"), Role::Read, None);
             let write = scope(format!("{group}:write"), Role::Write, Some(read.clone()));
-            all.extend([read.clone(), write.clone()]);
-            by_group.insert(group.clone(), Group { read, write });
-        }
+            Group { read, write }
+        });
+        all.extend(groups.values().flat_map(|group| [group.read.clone(), group.write.clone()]));
         let (book, alarm) = match overrides_path.as_deref().map(overrides::load) {
             Some(Ok(book)) => (book, None),
             Some(Err(problem)) => (Book::new(), Some(problem)),
@@ -117,7 +116,7 @@ impl Breakers {
         let breakers = Self {
             shared,
             global,
-            groups: by_group,
+            groups,
             all,
             path: overrides_path,
             book: Mutex::new(book),

@@ -101,6 +101,11 @@ pub struct RouteTable {
     other: Arc<RoutePolicy>,
 }
 
+/// A value for each group. There are few, and a request asks several times: an address is compared sooner than a
+/// name is hashed.
+#[derive(Clone, Debug)]
+pub struct ByGroup<T>(Vec<(Arc<str>, T)>);
+
 /// Group and path of the cheap read that tells whether a group is well.
 pub const PROBES: &[(&str, &str)] = &[
     ("shipments", "/shipments?per=1"),
@@ -363,13 +368,23 @@ pub fn built_in() -> Vec<RoutePolicy> {
 impl RouteTable {
     /// A table of these rows; the row of the rest is `other`.
     pub fn new(rows: Vec<RoutePolicy>, other: RoutePolicy) -> Self {
-        let rows: Vec<_> = rows.into_iter().map(Arc::new).collect();
+        // One name for each group, so that `ByGroup` mostly compares addresses.
+        let mut names: Vec<Arc<str>> = Vec::new();
+        let mut shared = |mut row: RoutePolicy| {
+            match names.iter().find(|name| **name == row.group) {
+                Some(name) => row.group = name.clone(),
+                None => names.push(row.group.clone()),
+            }
+            Arc::new(row)
+        };
+        let rows: Vec<_> = rows.into_iter().map(&mut shared).collect();
+        let other = shared(other);
         let mut by_first: HashMap<String, Vec<usize>> = HashMap::new();
         for (index, row) in rows.iter().enumerate() {
             let first = row.template.trim_start_matches('/').split('/').next().unwrap_or_default();
             by_first.entry(first.to_owned()).or_default().push(index);
         }
-        Self { rows, by_first, other: Arc::new(other) }
+        Self { rows, by_first, other }
     }
 
     /// The policy of a request with this method and this path (without the query).
@@ -403,6 +418,30 @@ impl RouteTable {
             }
         }
         groups
+    }
+}
+
+// === impl ByGroup ===
+
+impl<T> ByGroup<T> {
+    /// One value for each group.
+    pub fn new(groups: &[Arc<str>], value: impl Fn(&Arc<str>) -> T) -> Self {
+        Self(groups.iter().map(|group| (group.clone(), value(group))).collect())
+    }
+
+    /// The value of a group.
+    pub fn get(&self, group: &str) -> Option<&T> {
+        let same = |known: &Arc<str>| std::ptr::eq(known.as_ptr(), group.as_ptr());
+        self.0
+            .iter()
+            .find(|(known, _)| same(known))
+            .or_else(|| self.0.iter().find(|(known, _)| **known == *group))
+            .map(|(_, value)| value)
+    }
+
+    /// All values.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|(_, value)| value)
     }
 }
 

@@ -19,19 +19,38 @@ use crate::http::origin;
 use crate::ids::{OwnerId, PartitionId};
 use aws_lc_rs::{digest, hmac};
 use http::{HeaderMap, HeaderValue, header};
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::net::IpAddr;
+use std::sync::Mutex;
 
 /// Makes identities. Holds the key of the partitions' HMAC.
 pub struct Identifier {
     key: hmac::Key,
+    /// Partitions of the tokens seen last: a service sends the same one with every request.
+    seen: [Mutex<Option<Seen>>; SEEN],
+    hasher: RandomState,
 }
+
+/// A token whose partition is known, as of a configuration.
+struct Seen {
+    authorization: HeaderValue,
+    generation: u64,
+    partition: PartitionId,
+}
+
+const SEEN: usize = 64;
 
 // === impl Identifier ===
 
 impl Identifier {
     /// With the installation's HMAC key, which is never rotated: a new one would orphan cache and queue.
     pub fn new(key: &[u8; 32]) -> Self {
-        Self { key: hmac::Key::new(hmac::HMAC_SHA256, key) }
+        Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, key),
+            seen: std::array::from_fn(|_| Mutex::new(None)),
+            hasher: RandomState::new(),
+        }
     }
 
     /// Who sends a request with these fields from this address.
@@ -59,15 +78,7 @@ impl Identifier {
             Some(token) => Some(known_caller(token.as_bytes(), config)?.name.clone()),
             None => None,
         };
-        let partition = authorization.map(|value| {
-            let bearer = bearer(value).unwrap_or(value.as_bytes());
-            let identity =
-                if config.identities.is_empty() { None } else { config.identities.get(&sha256(bearer)) };
-            match identity {
-                Some(name) => self.partition(b"identity", name.as_bytes()),
-                None => self.partition(b"token", value.as_bytes()),
-            }
-        });
+        let partition = authorization.map(|value| self.of_token(value, config));
         let owner = caller.as_ref().map(|name| self.owner(name)).or(partition.map(|id| OwnerId(id.0)));
         let credential = authorization.map_or(Credential::None, |value| {
             let mut value = value.clone();
@@ -122,6 +133,28 @@ impl Identifier {
             partition: Some(partition),
             owner: Some(owner),
         })
+    }
+
+    fn of_token(&self, authorization: &HeaderValue, config: &Snapshot) -> PartitionId {
+        let slot = self.hasher.hash_one(authorization.as_bytes()) as usize % SEEN;
+        let mut slot = self.seen[slot].lock().expect("no code panics with this lock held");
+        if let Some(seen) = &*slot
+            && seen.generation == config.generation
+            && seen.authorization == *authorization
+        {
+            return seen.partition;
+        }
+        let token = bearer(authorization).unwrap_or(authorization.as_bytes());
+        let identity =
+            if config.identities.is_empty() { None } else { config.identities.get(&sha256(token)) };
+        let partition = match identity {
+            Some(name) => self.partition(b"identity", name.as_bytes()),
+            None => self.partition(b"token", authorization.as_bytes()),
+        };
+        let mut authorization = authorization.clone();
+        authorization.set_sensitive(true);
+        *slot = Some(Seen { authorization, generation: config.generation, partition });
+        partition
     }
 
     fn partition(&self, label: &[u8], name: &[u8]) -> PartitionId {

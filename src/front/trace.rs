@@ -2,12 +2,12 @@
 //! clients that left are seen too. The line holds no query values, no tokens and no bodies.
 
 use crate::context::{BoxFuture, RequestContext};
+use crate::flexport::routes::ByGroup;
 use crate::http::{Body, headers};
 use crate::telemetry::{GroupLabels, Metrics, RequestLabels};
 use http::{HeaderMap, Request, Response};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -25,7 +25,7 @@ pub struct Trace<S> {
 
 struct Shared {
     metrics: Arc<Metrics>,
-    groups: HashMap<Arc<str>, Handles>,
+    groups: ByGroup<Handles>,
 }
 
 struct Handles {
@@ -47,7 +47,7 @@ struct InFlight {
 impl TraceLayer {
     /// Counts into `metrics`, by these groups.
     pub fn new(metrics: Arc<Metrics>, groups: &[Arc<str>]) -> Self {
-        let groups = groups.iter().map(|group| (group.clone(), Handles::new(&metrics, group))).collect();
+        let groups = ByGroup::new(groups, |group| Handles::new(&metrics, group));
         Self(Arc::new(Shared { metrics, groups }))
     }
 }

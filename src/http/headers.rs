@@ -7,8 +7,8 @@
 //! (RFC 9112 §6.3, §11.2), and a refusal should name the field. Nothing allocates when there is nothing to do.
 
 use crate::error::ProxyError;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
-use http::header::{HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Uri, Version};
 
 /// Who gave the answer: `upstream`, `cache`, `stale`, `queue` or `seawall`.
@@ -55,22 +55,37 @@ pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 pub const FLEXPORT_VERSION: HeaderName = HeaderName::from_static("flexport-version");
 
 const OURS: &str = "seawall-";
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
 
 /// What is about one connection, whether or not `Connection` says so.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    PROXY_AUTHENTICATION_INFO,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-authentication-info"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+fn is_framing(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "content-length" | "transfer-encoding" | "trailer")
+}
+
+/// Removes the fields whose names are meant. One look over the names: to ask the map for each name that hardly ever
+/// comes would cost more than all else that is done with a small one.
+fn strip(headers: &mut HeaderMap, is_meant: impl Fn(&HeaderName) -> bool) {
+    // Collecting nothing allocates nothing.
+    let meant: Vec<HeaderName> = headers.keys().filter(|name| is_meant(name)).cloned().collect();
+    for name in meant {
+        headers.remove(name);
+    }
+}
 
 /// The longest request id that is taken over.
 const LONGEST_REQUEST_ID: usize = 128;
@@ -113,40 +128,27 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         for name in &nominated {
             headers.remove(name);
         }
-        headers.remove(CONNECTION);
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
+    strip(headers, is_hop_by_hop);
 }
 
 /// Removes what says where the content ends, for a message whose content is another one now.
 pub fn strip_framing(headers: &mut HeaderMap) {
-    headers.remove(CONTENT_LENGTH);
-    headers.remove(TRANSFER_ENCODING);
-    headers.remove(TRAILER);
+    strip(headers, is_framing);
 }
 
 /// Removes from a request what is for us: every `Seawall-*` field and the `wait` preference.
 pub fn strip_seawall_request(headers: &mut HeaderMap) {
-    strip_ours(headers);
+    strip(headers, |name| name.as_str().starts_with(OURS));
     super::prefer::remove_wait(headers);
 }
 
 /// Removes from an upstream's answer what only we may say.
 pub fn strip_seawall_response(headers: &mut HeaderMap) {
-    strip_ours(headers);
-    headers.remove(IDEMPOTENT_REPLAYED);
-    headers.remove(PREFERENCE_APPLIED);
-}
-
-fn strip_ours(headers: &mut HeaderMap) {
-    // Collecting nothing allocates nothing.
-    let ours: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
-    for name in ours {
-        headers.remove(name);
-    }
+    strip(headers, |name| {
+        let name = name.as_str();
+        name.starts_with(OURS) || matches!(name, "idempotent-replayed" | "preference-applied")
+    });
 }
 
 /// Whether a request id may be taken over: 1 to 128 visible ASCII characters.

@@ -10,6 +10,7 @@ use super::body::{InFlight, UpstreamBody, Watch};
 use super::client::Client;
 use crate::context::{AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, is_safe};
 use crate::error::ProxyError;
+use crate::flexport::routes::ByGroup;
 use crate::http::delivery::{self, Class, Delivery, Doubt, Unsent};
 use crate::http::{Body, BodyError, headers, retry_after};
 use crate::telemetry::{AttemptLabels, Metrics};
@@ -22,7 +23,6 @@ use hyper_util::client::legacy::connect::capture_connection;
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,7 +42,7 @@ struct Shared {
     prefix: String,
     clock: crate::clock::Clock,
     metrics: Arc<Metrics>,
-    groups: HashMap<Arc<str>, GroupHandles>,
+    groups: ByGroup<GroupHandles>,
 }
 
 struct GroupHandles {
@@ -87,7 +87,7 @@ impl Attempt {
             _ => authority.host(),
         };
         let host = HeaderValue::from_str(host).unwrap_or_else(|_| HeaderValue::from_static("invalid"));
-        let groups = groups.iter().map(|group| (group.clone(), GroupHandles::new(&metrics, group))).collect();
+        let groups = ByGroup::new(groups, |group| GroupHandles::new(&metrics, group));
         Ok(Self(Arc::new(Shared {
             client,
             scheme,
