@@ -79,6 +79,9 @@ where
         }
         // Before any layer adds fields of its own: a nominated field is the client's to lose, not ours.
         headers::strip_hop_by_hop(request.headers_mut());
+        // Both are passed on, taken or made, whichever way the request goes from here.
+        request.headers_mut().insert(headers::X_REQUEST_ID, context.request_id.clone());
+        request.headers_mut().insert(headers::TRACEPARENT, context.traceparent.clone());
         if !request.body().is_end_stream() {
             let (cap, idle) = (server.max_body.0, *server.body_idle_timeout);
             let body = std::mem::take(request.body_mut());

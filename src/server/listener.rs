@@ -137,8 +137,8 @@ async fn serve_connection(stream: TcpStream, peer: SocketAddr, limits: Limits, a
             builder
                 .timer(TokioTimer::new())
                 .header_read_timeout(None)
-                .max_buf_size(limits.max_head)
-                .pipeline_flush(true);
+                // Not `pipeline_flush`: with it hyper buffers an answer without end for a client that reads nothing.
+                .max_buf_size(limits.max_head);
             let connection = builder.serve_connection(stream, service);
             tokio::pin!(connection);
             tokio::select! {
