@@ -161,6 +161,11 @@ impl Proxy {
         send(&self.http, method, &format!("{}{path}", self.url), fields, body, true).await
     }
 
+    /// A request with these fields and no token besides them.
+    pub async fn bare(&self, method: Method, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+        send(&self.http, method, &format!("{}{path}", self.url), fields, body, false).await
+    }
+
     /// A request to the admin API.
     pub async fn admin(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         let body = body.map_or_else(String::new, |body| body.to_string());
