@@ -19,7 +19,7 @@ const PORTS_TTL: &str = "[[route]]\nmethod = \"GET\"\npath = \"/ports\"\nttl = \
 
 fn sha256(text: &str) -> String {
     let digest = digest::digest(&digest::SHA256, text.as_bytes());
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest.as_ref().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// The credential that arrived.
@@ -172,7 +172,9 @@ async fn without_a_credential_a_request_is_forwarded_and_neither_kept_nor_queued
     // In an outage nobody could send it later.
     let proxy = Proxy::start(&simulator.url(), &[]).await;
     simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
-    for (method, path) in [(Method::PATCH, "/shipments/1"), (Method::POST, "/bookings"), (Method::GET, "/ports")] {
+    for (method, path) in
+        [(Method::PATCH, "/shipments/1"), (Method::POST, "/bookings"), (Method::GET, "/ports")]
+    {
         let answer = proxy.bare(method.clone(), path, &[], r#"{"name":"x"}"#).await;
         assert!(answer.status.is_server_error(), "{method} {path}: {answer:?}");
         assert_eq!(answer.source(), "seawall");
@@ -223,7 +225,11 @@ async fn an_injected_credential_goes_out_and_a_callers_token_never_does() {
             (Method::DELETE, "/elsewhere"),
         ] {
             // A body of its own each time, so that nothing is taken for a repeat.
-            let body = if method == Method::GET { String::new() } else { format!("{{\"n\":{}}}", upstream.arrived().len()) };
+            let body = if method == Method::GET {
+                String::new()
+            } else {
+                format!("{{\"n\":{}}}", upstream.arrived().len())
+            };
             let answer = proxy.bare(method.clone(), path, &fields, &body).await;
             assert_eq!(answer.status, 200, "{method} {path}: {answer:?}");
             assert_eq!(answer.json()["data"], expected, "{method} {path}");
@@ -259,7 +265,9 @@ async fn who_is_not_known_gets_401_in_the_envelope_and_reaches_nothing() {
         vec![ANNA, ("seawall-token", "token-of-bert")],
         vec![("authorization", "Bearer unknown"), ("seawall-token", "token-of-bert")],
     ] {
-        for (method, path) in [(Method::GET, "/ports"), (Method::POST, "/bookings"), (Method::GET, "/_seawall/status")] {
+        for (method, path) in
+            [(Method::GET, "/ports"), (Method::POST, "/bookings"), (Method::GET, "/_seawall/status")]
+        {
             let answer = proxy.bare(method, path, &fields, "").await;
             assert_eq!((answer.status.as_u16(), answer.source()), (401, "seawall"), "{fields:?}");
             let body = answer.json();

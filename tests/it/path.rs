@@ -12,7 +12,7 @@ use seawall::sim::{LINK_BASE, Options, Simulator};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -54,7 +54,12 @@ async fn direct(simulator: &Simulator, proxy: &Proxy, method: Method, path: &str
 }
 
 fn ids(page: &Value) -> Vec<String> {
-    page["data"]["data"].as_array().unwrap().iter().map(|item| item["id"].to_string().replace('"', "")).collect()
+    page["data"]["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["id"].to_string().replace('"', ""))
+        .collect()
 }
 
 fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
@@ -86,11 +91,7 @@ async fn reads_pass_through_byte_for_byte_apart_from_links() {
         let straight = direct(&simulator, &proxy, Method::GET, path).await;
         let through = proxy.get(path).await;
         assert_eq!(through.status, straight.status, "{path}");
-        assert_eq!(
-            String::from_utf8_lossy(&through.body),
-            String::from_utf8_lossy(&straight.body),
-            "{path}"
-        );
+        assert_eq!(String::from_utf8_lossy(&through.body), String::from_utf8_lossy(&straight.body), "{path}");
         assert_eq!(through.field("content-type"), straight.field("content-type"), "{path}");
         assert_eq!(through.source(), "upstream", "{path}");
     }
@@ -142,13 +143,14 @@ async fn writes_pass_through_byte_for_byte() {
 async fn a_700_kb_document_comes_whole() {
     let document: Bytes = (0..700_000u32).map(|index| (index * 7 % 251) as u8).collect::<Vec<u8>>().into();
     let sent = document.clone();
-    let upstream = Scripted::start(move |_| {
-        let body = sent.clone();
-        async move {
-            Response::builder().header("content-type", "application/pdf").body(Full::new(body)).unwrap()
-        }
-    })
-    .await;
+    let upstream =
+        Scripted::start(move |_| {
+            let body = sent.clone();
+            async move {
+                Response::builder().header("content-type", "application/pdf").body(Full::new(body)).unwrap()
+            }
+        })
+        .await;
     let proxy = Proxy::start(&upstream.url, &[]).await;
     let answer = proxy.get("/documents/d1/download").await;
     assert_eq!(answer.status, 200);
@@ -176,7 +178,9 @@ async fn the_head_and_the_first_bytes_arrive_before_the_upstream_has_sent_all() 
         .await;
         let proxy = Proxy::start(&upstream.url, &[]).await;
         let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: seawall\r\nauthorization: {TOKEN}\r\nconnection: close\r\n\r\n");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: seawall\r\nauthorization: {TOKEN}\r\nconnection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         let head = chaos::head(&mut stream).await;
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
@@ -207,7 +211,7 @@ async fn a_reader_that_stops_makes_the_upstream_stop() {
             chaos::head(&mut stream).await;
             let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {FLOOD}\r\n\r\n");
             stream.write_all(head.as_bytes()).await.unwrap();
-            count.store(chaos::pour(&mut stream, &[b'x'; 65_536], FLOOD).await, Ordering::SeqCst);
+            count.store(chaos::pour(&mut stream, &[b'x'; 8192], FLOOD).await, Ordering::SeqCst);
             tell.notify_one();
         }
     })
@@ -223,6 +227,61 @@ async fn a_reader_that_stops_makes_the_upstream_stop() {
 }
 
 #[tokio::test]
+async fn a_reader_that_stops_is_cut_off_and_the_upstream_is_not_blamed() {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let tell = is_over.clone();
+    let upstream = Chaos::start(move |mut stream, _| {
+        let tell = tell.clone();
+        async move {
+            chaos::head(&mut stream).await;
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {FLOOD}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            while stream.write_all(&[b'x'; 8192]).await.is_ok() {}
+            tell.store(true, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let proxy = Proxy::start(&upstream.url, &["server.write_idle_timeout=300ms"]).await;
+    let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+    stream.write_all(b"GET /endless HTTP/1.1\r\nhost: seawall\r\n\r\n").await.unwrap();
+    assert!(chaos::head(&mut stream).await.starts_with("HTTP/1.1 200"));
+    assert_eventually!(is_over.load(Ordering::SeqCst));
+    assert_eventually!(proxy.breaker("other:read").await["in_flight"] == 0);
+    assert_eq!(proxy.breaker("other:read").await["window"]["failures"], 0);
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_are_not_served() {
+    let (upstream, _) = listening().await;
+    let proxy = Proxy::start(&upstream.url, &["server.max_connections=2"]).await;
+    let request = b"GET /elsewhere HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        assert!(chaos::head(&mut stream).await.starts_with("HTTP/1.1 200"));
+        kept.push(stream);
+    }
+    assert_eq!(chaos::exchange(proxy.addr(), request).await, "");
+    drop(kept);
+    assert_eventually!(chaos::exchange(proxy.addr(), request).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_idle_clients_that_never_close() {
+    let (upstream, _) = listening().await;
+    let mut proxy = Proxy::start(&upstream.url, &["server.drain.grace=10s"]).await;
+    let mut idle = TcpStream::connect(proxy.addr()).await.unwrap();
+    idle.write_all(b"GET /elsewhere HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(chaos::head(&mut idle).await.starts_with("HTTP/1.1 200"));
+    let silent = TcpStream::connect(proxy.addr()).await.unwrap();
+    let began = tokio::time::Instant::now();
+    assert!(proxy.stop().await);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    drop((idle, silent));
+}
+
+#[tokio::test]
 async fn an_upstream_that_takes_nothing_makes_the_caller_stop() {
     let upstream = Chaos::start(|mut stream, _| async move {
         chaos::head(&mut stream).await;
@@ -231,9 +290,11 @@ async fn an_upstream_that_takes_nothing_makes_the_caller_stop() {
     .await;
     let proxy = Proxy::start(&upstream.url, &["server.max_body=1GiB"]).await;
     let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
-    let request = format!("POST /upload HTTP/1.1\r\nhost: seawall\r\nauthorization: {TOKEN}\r\ncontent-length: {FLOOD}\r\n\r\n");
+    let request = format!(
+        "POST /upload HTTP/1.1\r\nhost: seawall\r\nauthorization: {TOKEN}\r\ncontent-length: {FLOOD}\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
-    let taken = chaos::pour(&mut stream, &[b'x'; 65_536], FLOOD).await;
+    let taken = chaos::pour(&mut stream, &[b'x'; 8192], FLOOD).await;
     assert!(taken < BOUND, "{taken} bytes were taken for an upstream that reads none");
 }
 
@@ -282,7 +343,9 @@ async fn what_belongs_to_a_connection_goes_no_further_in_both_directions() {
     })
     .await;
     let proxy = Proxy::start(&upstream.url, &[]).await;
-    for (index, line) in ["GET /elsewhere", "GET /shipments", "POST /elsewhere", "POST /bookings"].iter().enumerate() {
+    for (index, line) in
+        ["GET /elsewhere", "GET /shipments", "POST /elsewhere", "POST /bookings"].iter().enumerate()
+    {
         let request = format!(
             "{line} HTTP/1.1\r\nHost: seawall\r\nAuthorization: {TOKEN}\r\nConnection: close, x-secret\r\n\
              X-Secret: 1\r\nKeep-Alive: timeout=5\r\nProxy-Authorization: Basic x\r\nProxy-Connection: keep-alive\r\n\
@@ -291,7 +354,15 @@ async fn what_belongs_to_a_connection_goes_no_further_in_both_directions() {
         );
         let answer = chaos::exchange(proxy.addr(), request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{line}: {answer}");
-        for gone in ["x-nominated", "keep-alive", "proxy-authenticate", "proxy-connection", "upgrade", "seawall-anything", "idempotent-replayed"] {
+        for gone in [
+            "x-nominated",
+            "keep-alive",
+            "proxy-authenticate",
+            "proxy-connection",
+            "upgrade",
+            "seawall-anything",
+            "idempotent-replayed",
+        ] {
             assert_eq!(chaos::field(&answer, gone), None, "{line}: {answer}");
         }
         assert_eq!(chaos::field(&answer, "seawall-source"), Some("upstream"), "{line}: {answer}");
@@ -299,7 +370,19 @@ async fn what_belongs_to_a_connection_goes_no_further_in_both_directions() {
         assert_eq!(chaos::field(&answer, "x-end-to-end"), Some("kept"), "{line}: {answer}");
 
         let head = heads.lock().unwrap()[index].clone();
-        for gone in ["x-secret", "keep-alive", "proxy-authorization", "proxy-connection", "te", "upgrade", "trailer", "seawall-timeout", "seawall-unknown", "connection", "transfer-encoding"] {
+        for gone in [
+            "x-secret",
+            "keep-alive",
+            "proxy-authorization",
+            "proxy-connection",
+            "te",
+            "upgrade",
+            "trailer",
+            "seawall-timeout",
+            "seawall-unknown",
+            "connection",
+            "transfer-encoding",
+        ] {
             assert_eq!(chaos::field(&head, gone), None, "{head}");
         }
         // On cacheable routes only what is in the key goes on.
@@ -329,7 +412,8 @@ async fn framing_is_ours_and_never_copied() {
         }
         let arrived = upstream.arrived().pop().unwrap();
         assert_eq!(arrived.body, "one-five");
-        let framing = ["content-length", "transfer-encoding"].map(|name| arrived.head.headers.get_all(name).iter().count());
+        let framing = ["content-length", "transfer-encoding"]
+            .map(|name| arrived.head.headers.get_all(name).iter().count());
         assert_eq!(framing.iter().sum::<usize>(), 1, "{:?}", arrived.head.headers);
     }
 }
@@ -375,9 +459,18 @@ async fn what_two_parties_could_read_differently_is_refused_with_400_and_goes_no
         ("no host", "GET / HTTP/1.1\r\n\r\n"),
         ("a host that is two", "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n"),
         ("a host with user info", "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"),
-        ("framing by an unknown coding", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n"),
-        ("chunked twice", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        ("chunked and more", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
+        (
+            "framing by an unknown coding",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "chunked twice",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "chunked and more",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        ),
         ("a coding in HTTP/1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         ("a length with a sign", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +2\r\n\r\nok"),
         ("a length that is none", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: two\r\n\r\nok"),
@@ -403,10 +496,9 @@ async fn what_two_parties_could_read_differently_is_refused_with_400_and_goes_no
 async fn both_framings_at_once_are_read_as_one_and_nothing_after_them_is_a_request() {
     let (upstream, heads) = listening().await;
     let proxy = Proxy::start(&upstream.url, &[]).await;
-    for framing in [
-        "Content-Length: 5\r\nTransfer-Encoding: chunked",
-        "Transfer-Encoding: chunked\r\nContent-Length: 5",
-    ] {
+    for framing in
+        ["Content-Length: 5\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 5"]
+    {
         heads.lock().unwrap().clear();
         let request = format!(
             "POST /elsewhere HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -448,7 +540,8 @@ async fn a_101_that_nobody_asked_for_is_a_502() {
     .await;
     let proxy = Proxy::start(&upstream.url, &[]).await;
     for path in ["/shipments", "/elsewhere"] {
-        let answer = proxy.send(Method::GET, path, &[("connection", "upgrade"), ("upgrade", "websocket")], "").await;
+        let answer =
+            proxy.send(Method::GET, path, &[("connection", "upgrade"), ("upgrade", "websocket")], "").await;
         assert_eq!(answer.status, 502, "{path}");
         assert_eq!(answer.json()["error"]["code"], "seawall_upstream_unreachable");
     }
@@ -458,14 +551,16 @@ async fn a_101_that_nobody_asked_for_is_a_502() {
 async fn head_keeps_the_content_length() {
     let upstream = Chaos::start(|mut stream, _| async move {
         while !chaos::head(&mut stream).await.is_empty() {
-            let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/pdf\r\nContent-Length: 700000\r\n\r\n";
+            let answer =
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/pdf\r\nContent-Length: 700000\r\n\r\n";
             stream.write_all(answer).await.unwrap();
         }
     })
     .await;
     let proxy = Proxy::start(&upstream.url, &[]).await;
     for path in ["/documents/d1/download", "/elsewhere"] {
-        let request = format!("HEAD {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {TOKEN}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("HEAD {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {TOKEN}\r\nConnection: close\r\n\r\n");
         let answer = chaos::exchange(proxy.addr(), request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert_eq!(chaos::field(&answer, "content-length"), Some("700000"), "{path}: {answer}");
@@ -556,9 +651,10 @@ async fn a_head_that_is_too_large_gets_431() {
 #[tokio::test]
 async fn a_connection_that_says_nothing_or_never_ends_its_head_is_closed() {
     let (upstream, _) = listening().await;
-    let limits = ["server.first_byte_timeout=200ms", "server.head_timeout=300ms", "server.idle_timeout=400ms"];
+    let limits =
+        ["server.first_byte_timeout=200ms", "server.head_timeout=300ms", "server.idle_timeout=400ms"];
     let proxy = Proxy::start(&upstream.url, &limits).await;
-    let began = Instant::now();
+    let began = tokio::time::Instant::now();
 
     let mut silent = TcpStream::connect(proxy.addr()).await.unwrap();
     assert_eq!(chaos::closed(&mut silent).await, "");
@@ -621,7 +717,9 @@ async fn a_body_that_stands_still_is_given_up() {
     let proxy = Proxy::start(&upstream.url, &["server.body_idle_timeout=200ms"]).await;
     for path in ["/bookings", "/elsewhere"] {
         let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
-        let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {TOKEN}\r\nContent-Length: 100\r\n\r\nsome");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: {TOKEN}\r\nContent-Length: 100\r\n\r\nsome"
+        );
         stream.write_all(head.as_bytes()).await.unwrap();
         let answer = chaos::closed(&mut stream).await;
         assert!(answer.starts_with("HTTP/1.1 4"), "{path}: {answer}");
@@ -637,7 +735,7 @@ async fn a_body_that_stands_still_is_given_up() {
 async fn seawall_timeout_limits_the_whole_call() {
     let upstream = Scripted::start(|_| async { std::future::pending().await }).await;
     let proxy = Proxy::start(&upstream.url, &[]).await;
-    let began = Instant::now();
+    let began = tokio::time::Instant::now();
     for path in ["/shipments", "/elsewhere"] {
         for wish in ["300ms", "1"] {
             let answer = proxy.send(Method::GET, path, &[("seawall-timeout", wish)], "").await;
@@ -693,7 +791,8 @@ async fn an_idle_connection_that_the_upstream_closed_costs_nothing() {
     let proxy = Proxy::start(&upstream.url, &[]).await;
     for index in 1..=20 {
         let body = format!("{{\"n\":{index}}}");
-        let (method, path) = if index % 2 == 0 { (Method::PATCH, "/shipments/1") } else { (Method::POST, "/bookings") };
+        let (method, path) =
+            if index % 2 == 0 { (Method::PATCH, "/shipments/1") } else { (Method::POST, "/bookings") };
         let answer = proxy.send(method, path, &[], &body).await;
         assert_eq!(answer.status, 200, "write {index}: {answer:?}");
         assert_eq!(answer.source(), "upstream");

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 
 /// A breaker that opens soon and stays open.
@@ -117,7 +117,8 @@ async fn the_first_failing_read_of_an_outage_is_answered_from_the_last_good_copy
 #[tokio::test]
 async fn recovery_is_found_without_traffic_and_reads_are_fresh_again() {
     let simulator = simulator().await;
-    let sets = ["breaker.consecutive_failures=3", "breaker.consecutive_span=50ms", "breaker.half_open_successes=2"];
+    let sets =
+        ["breaker.consecutive_failures=3", "breaker.consecutive_span=50ms", "breaker.half_open_successes=2"];
     let proxy = Proxy::start(&simulator.url(), &sets).await;
     proxy.get("/shipments?per=3").await;
     simulator.set_faults(json!([{"kind": "status", "status": 500}])).unwrap();
@@ -166,7 +167,7 @@ async fn a_read_that_hangs_is_answered_stale_in_time_and_sooner_when_the_group_f
     simulator.set_faults(json!([{"kind": "hang"}])).unwrap();
 
     // A healthy group: slow is not down, so up to `slow`.
-    let began = Instant::now();
+    let began = tokio::time::Instant::now();
     let stale = proxy.get("/shipments?per=3").await;
     let took = began.elapsed();
     assert_eq!((stale.status.as_u16(), stale.source()), (200, "stale"));
@@ -181,7 +182,7 @@ async fn a_read_that_hangs_is_answered_stale_in_time_and_sooner_when_the_group_f
 
     // Now the group shows failures.
     assert_eventually!(proxy.breaker("shipments:read").await["window"]["failures"] != 0);
-    let began = Instant::now();
+    let began = tokio::time::Instant::now();
     let stale = proxy.get("/shipments?per=3").await;
     assert_eq!(stale.field("seawall-stale-reason"), "upstream-timeout");
     let took = began.elapsed();
@@ -260,7 +261,8 @@ async fn what_has_an_etag_is_revalidated_and_not_sent_again() {
     assert_eq!(journal[1]["headers"]["if-none-match"], first.field("etag"));
     assert_eq!(journal[1]["answered"], 304);
     // The caller's own copy is as good.
-    let own = proxy.send(Method::GET, "/shipments?per=3", &[("if-none-match", first.field("etag"))], "").await;
+    let own =
+        proxy.send(Method::GET, "/shipments?per=3", &[("if-none-match", first.field("etag"))], "").await;
     assert_eq!(own.status, 304);
     assert!(own.body.is_empty());
     assert_eq!(own.field("etag"), first.field("etag"));
@@ -321,7 +323,8 @@ async fn a_thousand_concurrent_callers_make_one_upstream_request() {
     for _ in 0..10 {
         let stream = tokio::net::TcpStream::connect(&addr).await.unwrap();
         let io = TokioIo::new(stream);
-        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
         for _ in 0..100 {
             let mut sender = sender.clone();

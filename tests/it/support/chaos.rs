@@ -80,8 +80,10 @@ pub async fn exchange(addr: &str, bytes: &[u8]) -> String {
 /// Reads until the peer closes or is silent for a second.
 pub async fn drain(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
-    let mut chunk = [0; 16 * 1024];
-    while let Ok(Ok(count @ 1..)) = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut chunk)).await {
+    let mut chunk = vec![0; 16 * 1024];
+    while let Ok(Ok(count @ 1..)) =
+        tokio::time::timeout(Duration::from_secs(1), stream.read(&mut chunk)).await
+    {
         all.extend_from_slice(&chunk[..count]);
     }
     String::from_utf8_lossy(&all).into_owned()
