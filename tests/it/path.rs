@@ -898,3 +898,109 @@ async fn an_answer_that_is_cut_short_is_never_passed_off_as_whole() {
     }
     assert!(is_cut.load(Ordering::SeqCst));
 }
+
+#[tokio::test]
+async fn a_base_path_of_the_upstream_is_put_before_and_taken_off_again() {
+    let base: Arc<std::sync::OnceLock<String>> = Arc::default();
+    let own = base.clone();
+    let upstream = Scripted::start(move |arrived| {
+        let own = own.clone();
+        async move {
+            let own = own.get().unwrap();
+            let body = json!({"self": format!("{own}{}", arrived.head.uri), "next": format!("{own}/flexport"), "link": format!("{own}/other"), "file_link": "https://api.flexport.com/documents/1"});
+            json(200, &body.to_string())
+        }
+    })
+    .await;
+    base.set(upstream.url.clone()).unwrap();
+    let proxy = Proxy::start(&format!("{}/flexport/", upstream.url), &[]).await;
+    for path in ["/shipments?page=2", "/elsewhere/x?y=1"] {
+        let answer = proxy.get(path).await.json();
+        assert_eq!(upstream.arrived().pop().unwrap().head.uri.to_string(), format!("/flexport{path}"));
+        assert_eq!(answer["self"], format!("{}{path}", proxy.url));
+        assert_eq!(answer["next"], proxy.url);
+        assert_eq!(answer["link"], format!("{}/other", upstream.url), "that is outside of the base");
+        assert_eq!(answer["file_link"], format!("{}/documents/1", proxy.url));
+    }
+}
+
+#[tokio::test]
+async fn no_target_leads_to_another_server_and_none_is_changed_on_the_way() {
+    let (upstream, heads) = listening().await;
+    let proxy = Proxy::start(&upstream.url, &[]).await;
+    let long = format!("/x?{}", "y".repeat(20_000));
+    for (target, expected) in [
+        ("http://evil.example/shipments?x=1", "/shipments?x=1"),
+        ("https://user@evil.example:1/elsewhere", "/elsewhere"),
+        ("//evil.example/x", "//evil.example/x"),
+        ("/shipments/../bookings", "/shipments/../bookings"),
+        ("/shipments/%2e%2e/bookings", "/shipments/%2e%2e/bookings"),
+        ("/shipments/1%2f2", "/shipments/1%2f2"),
+        ("/Shipments//?", "/Shipments//?"),
+        ("/shipments;v=1?a=b&&=?", "/shipments;v=1?a=b&&=?"),
+        (&long, &long),
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
+        let answer = chaos::exchange(proxy.addr(), request.as_bytes()).await;
+        if target.contains('@') && answer.starts_with("HTTP/1.1 400") {
+            continue;
+        }
+        assert!(answer.starts_with("HTTP/1.1 200"), "{target}: {answer}");
+        let head = heads.lock().unwrap().pop().unwrap();
+        assert!(head.starts_with(&format!("GET {expected} HTTP/1.1\r\n")), "{target}: {head}");
+        assert_eq!(chaos::field(&head, "host"), Some(upstream.url.trim_start_matches("http://")), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn options_of_the_whole_server_is_forwarded_or_refused_but_no_bug() {
+    let (upstream, _) = listening().await;
+    let proxy = Proxy::start(&upstream.url, &[]).await;
+    let request = "OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let answer = chaos::exchange(proxy.addr(), request.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200") || answer.starts_with("HTTP/1.1 400"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_gets_no_chunks() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &[]).await;
+    let straight = direct(&simulator, &proxy, Method::GET, "/ports").await;
+    for path in ["/ports", "/nowhere"] {
+        let request = format!("GET {path} HTTP/1.0\r\nHost: a\r\nAuthorization: {TOKEN}\r\n\r\n");
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = chaos::closed(&mut stream).await;
+        assert_eq!(chaos::field(&answer, "transfer-encoding"), None, "{answer}");
+        if path == "/ports" {
+            assert!(answer.ends_with(std::str::from_utf8(&straight.body).unwrap()), "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_without_content_stay_without_content() {
+    let upstream = Chaos::start(|mut stream, _| async move {
+        loop {
+            let head = chaos::head(&mut stream).await;
+            let answer: &[u8] = match head.split(' ').nth(1) {
+                None => return,
+                Some("/empty") => b"HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n",
+                Some("/same") => b"HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 100\r\n\r\n",
+                Some("/nothing") => b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 0\r\n\r\n",
+                // Interim answers go before; the last one counts.
+                Some(_) => b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            };
+            stream.write_all(answer).await.unwrap();
+        }
+    })
+    .await;
+    let proxy = Proxy::start(&upstream.url, &[]).await;
+    for (path, status, body) in
+        [("/empty", 204, ""), ("/same", 304, ""), ("/nothing", 200, ""), ("/hints", 200, "ok")]
+    {
+        let answer = proxy.send(Method::GET, path, &[("if-none-match", "\"x\"")], "").await;
+        assert_eq!((answer.status.as_u16(), &answer.body[..]), (status, body.as_bytes()), "{path}");
+    }
+    assert_eq!(upstream.connections(), 1, "framing was never in doubt");
+}
