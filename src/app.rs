@@ -77,8 +77,12 @@ struct ProbeTarget {
 
 /// How often breakers look at their deadlines.
 const BREAKER_TICK: Duration = Duration::from_millis(250);
-/// How long background tasks may take to stop.
-const STOP: Duration = Duration::from_secs(5);
+/// How long the callers of writes that were made durable at the end of the grace may take to read their answer.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// How long background tasks may take to stop. With the grace and the rest, below the 30 s that Kubernetes gives.
+const STOP: Duration = Duration::from_secs(2);
+/// How often it is looked whether the configuration's files have changed.
+const CONFIG_LOOK: Duration = Duration::from_secs(5);
 
 // === impl App ===
 
@@ -94,13 +98,17 @@ impl App {
         }
 
         let data_dir = settings.data_dir.clone();
-        let lock = prepare(&data_dir, *settings.store.lock_wait)?;
+        let (folder, wait) = (data_dir.clone(), *settings.store.lock_wait);
+        let lock = tokio::task::spawn_blocking(move || prepare(&folder, wait))
+            .await
+            .map_err(|error| StartError::Failed(error.to_string()))??;
         let keys = Arc::new(load_keys(&snapshot, &data_dir)?);
 
         let data_socket = listen(settings.server.listen, "server.listen")?;
         let admin_socket = listen(settings.admin.listen, "admin.listen")?;
         let data = data_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
-        let admin_address = admin_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
+        let admin_address =
+            admin_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
         if settings.server.listen.port() == 0 {
             config.set_bound(data);
         }
@@ -123,14 +131,17 @@ impl App {
             bus.clone(),
         );
 
-        let base = settings.upstream.base_url.parse().map_err(|_| config_error("upstream.base_url is not a URL"))?;
-        let client = Client::new(&settings.upstream).map_err(|error| StartError::Failed(error.to_string()))?;
+        let base =
+            settings.upstream.base_url.parse().map_err(|_| config_error("upstream.base_url is not a URL"))?;
+        let client =
+            Client::new(&settings.upstream).map_err(|error| StartError::Failed(error.to_string()))?;
         let attempt = Attempt::new(client, &base, &groups, clock, metrics.clone())
             .map_err(|_| config_error("upstream.base_url has no usable host"))?;
         let upstream = if is_strict {
             stack::strict_upstream(attempt)
         } else {
-            let bases = Bases::new(&settings.upstream.base_url, &settings.upstream.link_bases, &snapshot.public_url);
+            let bases =
+                Bases::new(&settings.upstream.base_url, &settings.upstream.link_bases, &snapshot.public_url);
             let limit = LimitLayer::new(settings.limiter.max);
             let bases = (!bases.is_noop()).then(|| Arc::new(bases));
             stack::upstream(bases, breakers.clone(), limit, attempt)
@@ -146,8 +157,11 @@ impl App {
             Arc::new(Health(breakers.clone())) as Arc<dyn GroupHealth>,
         );
 
-        let opened =
-            if is_strict || !settings.queue.enabled { None } else { Some(open_store(&snapshot, &keys, &data_dir).await?) };
+        let opened = if is_strict || !settings.queue.enabled {
+            None
+        } else {
+            Some(open_store(&snapshot, &keys, &data_dir).await?)
+        };
         let (store, is_rolled_back) = opened.map_or((None, false), |(store, is)| (Some(store), is));
         let queue = match &store {
             Some(store) => {
@@ -162,14 +176,17 @@ impl App {
                     metrics: metrics.clone(),
                     bus: bus.clone(),
                     tasks: tasks.clone(),
+                    is_rolled_back,
                 };
-                let queue = Queue::open(parts).await.map_err(|error| StartError::Failed(error.to_string()))?;
+                let queue =
+                    Queue::open(parts).await.map_err(|error| StartError::Failed(error.to_string()))?;
                 let _ = late_queue.0.set(queue.clone());
                 Some(queue)
             }
             None => None,
         };
 
+        let data_drain = Drain::new();
         let is_draining = Arc::new(AtomicBool::new(false));
         let is_up = Arc::new(AtomicBool::new(false));
         let current = config.clone();
@@ -178,7 +195,7 @@ impl App {
             TraceLayer::new(metrics.clone(), &groups),
             LimitsLayer::new(is_draining.clone()),
             AuthLayer::new(Arc::new(Identifier::new(&keys.hmac("partition", b"")))),
-            LocalLayer::new(queue.clone(), breakers.clone(), cache.clone()),
+            LocalLayer::new(queue.clone(), breakers.clone(), cache.clone(), data_drain.clone()),
             cache.clone(),
             upstream.clone(),
             stack::writes(queue.as_ref().map(Queue::layer), upstream.clone()),
@@ -202,14 +219,15 @@ impl App {
             let refused = metrics.connections_refused.get_or_create(&labels).clone();
             Listener::new(socket, limits, connections, refused)
         };
-        let data_drain = Drain::new();
         let admin_drain = Drain::new();
         tasks.spawn("data listener", listener(data_socket, "data").serve(app, data_drain.clone()));
         tasks.spawn("admin listener", listener(admin_socket, "admin").serve(admin, admin_drain.clone()));
         spawn_breaker_ticks(&tasks, breakers.clone());
         spawn_event_log(&tasks, &bus);
+        spawn_config_watch(&tasks, config.clone(), breakers.clone(), metrics.clone());
         if !is_strict {
-            let target = ProbeTarget { config: config.clone(), breakers: breakers.clone(), queue: queue.clone() };
+            let target =
+                ProbeTarget { config: config.clone(), breakers: breakers.clone(), queue: queue.clone() };
             spawn_probes(&tasks, target, upstream);
         }
         is_up.store(true, Ordering::Relaxed);
@@ -246,15 +264,20 @@ impl App {
     pub async fn stop(self) -> bool {
         let grace = *self.config.current().settings.server.drain.grace;
         tracing::info!(?grace, "shutting down");
+        let deadline = tokio::time::Instant::now() + grace;
         self.is_draining.store(true, Ordering::Relaxed);
         self.data_drain.begin();
-        let mut left = self.data_drain.ended(grace).await;
-        if let Some(queue) = &self.queue {
-            queue.drain(tokio::time::Instant::now()).await;
-        }
+        let queue_drained = async {
+            if let Some(queue) = &self.queue {
+                // Takes up no further record from now on; what is in flight has until the deadline, and is made
+                // durable then.
+                queue.drain(deadline).await;
+            }
+        };
+        let (mut left, ()) = tokio::join!(self.data_drain.ended(grace), queue_drained);
         if left > 0 {
             // The callers of the writes that were just made durable get their answer before the exit.
-            left = self.data_drain.ended(Duration::from_secs(2)).await;
+            left = self.data_drain.ended(LAST_ANSWERS).await;
         }
         self.admin_drain.begin();
         let is_quiet = self.tasks.stop(STOP).await;
@@ -316,7 +339,10 @@ fn prepare(dir: &Path, wait: Duration) -> Result<DataLock, StartError> {
 }
 
 fn load_keys(snapshot: &Snapshot, dir: &Path) -> Result<Keys, StartError> {
-    let given = Given { wrapping: snapshot.store_key.as_ref().map(|key| key.expose().as_bytes()), ..Given::default() };
+    let given = Given {
+        wrapping: snapshot.store_key.as_ref().map(|key| key.expose().as_bytes()),
+        ..Given::default()
+    };
     let (keys, warnings) = Keys::load(given, dir).map_err(|error| StartError::Config(error.to_string()))?;
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -366,6 +392,26 @@ fn spawn_breaker_ticks(tasks: &Tasks, breakers: Arc<Breakers>) {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = ticks.tick() => breakers.tick(tokio::time::Instant::now()),
+            }
+        }
+    });
+}
+
+/// Reloads when a file of the configuration has changed.
+fn spawn_config_watch(tasks: &Tasks, config: Arc<Live>, breakers: Arc<Breakers>, metrics: Arc<Metrics>) {
+    let cancel = tasks.cancelled();
+    tasks.spawn("configuration watch", async move {
+        let mut looks = tokio::time::interval(CONFIG_LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = looks.tick() => {}
+            }
+            let live = config.clone();
+            if tokio::task::spawn_blocking(move || live.is_outdated()).await.unwrap_or(false) {
+                // What went wrong is logged there; the old configuration stays.
+                let _ = reload(&config, &breakers, &metrics).await;
             }
         }
     });
@@ -424,7 +470,9 @@ impl upstream::Target for ProbeTarget {
     fn credential(&self, group: &'static str) -> BoxFuture<Credential> {
         let config = self.config.current();
         if config.settings.credentials.mode == crate::config::raw::CredentialMode::Inject {
-            return Box::pin(std::future::ready(Credential::Alias(config.settings.credentials.default.as_str().into())));
+            return Box::pin(std::future::ready(Credential::Alias(
+                config.settings.credentials.default.as_str().into(),
+            )));
         }
         let queue = self.queue.clone();
         Box::pin(async move {

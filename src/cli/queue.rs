@@ -14,7 +14,8 @@ pub(super) fn run(operator: &Operator, command: &QueueCommand) -> Exit {
             let mut path = format!("/api/v1/writes?limit={limit}");
             for (name, value) in [("state", state), ("route", route)] {
                 if let Some(value) = value {
-                    path.push_str(&format!("&{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+                    path.extend(["&", name, "="]);
+                    path.extend(utf8_percent_encode(value, NON_ALPHANUMERIC));
                 }
             }
             client::each(operator, async |admin| admin.send(Method::GET, &path, None).await, list)
@@ -35,7 +36,9 @@ pub(super) fn run(operator: &Operator, command: &QueueCommand) -> Exit {
                 json!({ "verdict": verdict.as_str(), "id": result_id, "reason": reason, "actor": actor() });
             let question = match verdict {
                 Verdict::Applied => "Mark this write as done?",
-                Verdict::NotApplied => "Send this write again? If it did take effect, it will take effect twice.",
+                Verdict::NotApplied => {
+                    "Send this write again? If it did take effect, it will take effect twice."
+                }
                 Verdict::Drop => "Give this write up?",
             };
             post(operator, id, "resolve", &body, question)
@@ -72,7 +75,7 @@ fn list(value: &Value) -> String {
                 text(&write["route"]),
                 text(&write["path"]),
                 text(&write["attempts"]),
-                text(&write["accepted_at"]),
+                output::moment(&write["accepted_at"]),
                 text(&write["reason"]),
             ]
         })

@@ -78,10 +78,10 @@ where
             return Box::pin(std::future::ready(Err(error)));
         }
         // Before any layer adds fields of its own: a nominated field is the client's to lose, not ours.
-        headers::strip_hop_by_hop(request.headers_mut());
-        // Both are passed on, taken or made, whichever way the request goes from here.
-        request.headers_mut().insert(headers::X_REQUEST_ID, context.request_id.clone());
-        request.headers_mut().insert(headers::TRACEPARENT, context.traceparent.clone());
+        let fields = request.headers_mut();
+        headers::strip_hop_by_hop(fields);
+        fields.insert(headers::X_REQUEST_ID, context.request_id.clone());
+        fields.insert(headers::TRACEPARENT, context.traceparent.clone());
         if !request.body().is_end_stream() {
             let (cap, idle) = (server.max_body.0, *server.body_idle_timeout);
             let body = std::mem::take(request.body_mut());
@@ -101,12 +101,16 @@ impl<S> Limits<S> {
         if request.method() == Method::CONNECT || request.method() == Method::TRACE {
             return bad("method", "CONNECT and TRACE are not served here");
         }
-        if !request.uri().path().starts_with('/') && request.uri().path() != "*" {
+        let is_asterisk = request.uri().path() == "*" && request.method() == Method::OPTIONS;
+        if !request.uri().path().starts_with('/') && !is_asterisk {
             return bad("target", "the request target must be a path, such as /shipments");
         }
         headers::validate_request(request.version(), request.headers(), request.uri())?;
         let fields = request.headers();
-        if fields.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        if fields
+            .get(header::EXPECT)
+            .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
             return bad("Expect", "only 100-continue is understood");
         }
         if fields.get(&headers::SEAWALL_TIMEOUT).is_some_and(|value| timeout(value).is_none()) {
@@ -125,7 +129,10 @@ impl HttpBody for Limited {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {

@@ -52,7 +52,7 @@ pub(crate) struct Stream {
     /// When a head began that is not complete yet.
     head_since: Option<Instant>,
     was_busy: bool,
-    /// When something was last written or read.
+    /// When it was last of use.
     active_at: Instant,
     read_timer: Option<Pin<Box<Sleep>>>,
     write_timer: Option<Pin<Box<Sleep>>>,
@@ -126,7 +126,8 @@ impl Stream {
         if self.busy.load(Ordering::Relaxed) > 0 {
             self.was_busy = true;
             self.head_since = None;
-            return (Instant::now() + self.timeouts.idle, Waiting::Busy);
+            self.active_at = Instant::now();
+            return (self.active_at + self.timeouts.idle, Waiting::Busy);
         }
         if self.was_busy {
             self.was_busy = false;
@@ -135,6 +136,14 @@ impl Stream {
         match (self.protocol, self.head_since) {
             (Protocol::Http1, Some(since)) => (since + self.timeouts.head, Waiting::Head),
             _ => (self.active_at + self.timeouts.idle, Waiting::Idle),
+        }
+    }
+
+    /// Something was read or written. On HTTP/2 that proves nothing while no request is under way: a peer that only
+    /// answers pings is idle all the same.
+    fn touch(&mut self) {
+        if self.protocol == Protocol::Http1 || self.busy.load(Ordering::Relaxed) > 0 {
+            self.active_at = Instant::now();
         }
     }
 
@@ -161,7 +170,11 @@ impl Stream {
 }
 
 impl hyper::rt::Read for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.prefix_at < this.prefix.len() {
             let rest = &this.prefix[this.prefix_at..];
@@ -176,10 +189,10 @@ impl hyper::rt::Read for Stream {
         }
         match Pin::new(&mut this.inner).poll_read(cx, buf) {
             Poll::Ready(result) => {
-                this.active_at = Instant::now();
+                this.touch();
                 if this.busy.load(Ordering::Relaxed) == 0 && (this.head_since.is_none() || this.was_busy) {
                     this.was_busy = false;
-                    this.head_since = Some(this.active_at);
+                    this.head_since = Some(Instant::now());
                 }
                 Poll::Ready(result)
             }
@@ -192,7 +205,7 @@ impl Stream {
     /// Who is answered has sent its head.
     fn answered<T>(&mut self, poll: &Poll<T>) {
         if poll.is_ready() {
-            self.active_at = Instant::now();
+            self.touch();
             self.head_since = None;
         }
     }
