@@ -1,4 +1,10 @@
 //! One connection's stream, with the time limits that depend on what the connection is doing.
+//!
+//! hyper does not poll a read again that it knows to be pending, so the moment in which a connection becomes idle is
+//! not seen here. The timer therefore always runs: one that comes too early looks again, and is set anew.
+//!
+//! The end lingers: a socket that is closed with something unread in it is reset, and the reset overtakes the answer
+//! that says why (RFC 9112 §9.6).
 
 use hyper::rt::ReadBufCursor;
 use hyper_util::rt::TokioIo;
@@ -46,11 +52,28 @@ pub(crate) struct Stream {
     /// When a head began that is not complete yet.
     head_since: Option<Instant>,
     was_busy: bool,
+    /// When it was last of use.
+    active_at: Instant,
     read_timer: Option<Pin<Box<Sleep>>>,
-    read_deadline: Option<Instant>,
     write_timer: Option<Pin<Box<Sleep>>>,
     is_write_waiting: bool,
+    /// Set when our side has ended.
+    linger: Option<Pin<Box<Sleep>>>,
 }
+
+/// What is waited for while nothing comes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    /// Requests are under way: their bodies have limits of their own.
+    Busy,
+    /// The rest of a head.
+    Head,
+    /// The next request.
+    Idle,
+}
+
+/// How long what a client still sends is read and thrown away after our last word.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Reads until it is clear which protocol the client speaks. `None`: it left, or said nothing in time.
 pub(crate) async fn sniff(mut stream: TcpStream, timeouts: Timeouts, busy: Busy) -> Option<Stream> {
@@ -83,10 +106,11 @@ pub(crate) async fn sniff(mut stream: TcpStream, timeouts: Timeouts, busy: Busy)
         protocol,
         head_since: Some(Instant::now()),
         was_busy: false,
+        active_at: Instant::now(),
         read_timer: None,
-        read_deadline: None,
         write_timer: None,
         is_write_waiting: false,
+        linger: None,
     })
 }
 
@@ -97,24 +121,49 @@ impl Stream {
         self.protocol
     }
 
-    /// When waiting for the client must end. `None` while requests are under way: their bodies have limits of
-    /// their own.
-    fn read_limit(&mut self) -> Option<(Instant, bool)> {
+    /// When waiting for the client must end, or be looked at again.
+    fn read_limit(&mut self) -> (Instant, Waiting) {
         if self.busy.load(Ordering::Relaxed) > 0 {
             self.was_busy = true;
             self.head_since = None;
-            self.read_deadline = None;
-            return None;
+            self.active_at = Instant::now();
+            return (self.active_at + self.timeouts.idle, Waiting::Busy);
         }
         if self.was_busy {
             self.was_busy = false;
             self.head_since = None;
         }
         match (self.protocol, self.head_since) {
-            (Protocol::Http1, Some(since)) => Some((since + self.timeouts.head, true)),
-            (Protocol::Http1, None) | (Protocol::Http2, _) => {
-                let deadline = *self.read_deadline.get_or_insert_with(|| Instant::now() + self.timeouts.idle);
-                Some((deadline, false))
+            (Protocol::Http1, Some(since)) => (since + self.timeouts.head, Waiting::Head),
+            _ => (self.active_at + self.timeouts.idle, Waiting::Idle),
+        }
+    }
+
+    /// Something was read or written. On HTTP/2 that proves nothing while no request is under way: a peer that only
+    /// answers pings is idle all the same.
+    fn touch(&mut self) {
+        if self.protocol == Protocol::Http1 || self.busy.load(Ordering::Relaxed) > 0 {
+            self.active_at = Instant::now();
+        }
+    }
+
+    fn poll_read_limit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let (deadline, waiting) = self.read_limit();
+            let timer = self.read_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            if timer.is_elapsed() || timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
+            }
+            std::task::ready!(timer.as_mut().poll(cx));
+            match waiting {
+                _ if Instant::now() < deadline => {}
+                Waiting::Busy => {}
+                Waiting::Head => {
+                    let message = "the request's head did not come in time";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
+                }
+                // An idle connection ends as if the client had closed it: hyper then closes in good order.
+                Waiting::Idle => return Poll::Ready(Ok(())),
             }
         }
     }
@@ -140,37 +189,27 @@ impl hyper::rt::Read for Stream {
         }
         match Pin::new(&mut this.inner).poll_read(cx, buf) {
             Poll::Ready(result) => {
-                // On HTTP/2 a read proves nothing: a peer that only answers pings is idle all the same.
-                if this.protocol == Protocol::Http1 {
-                    this.read_deadline = None;
-                }
+                this.touch();
                 if this.busy.load(Ordering::Relaxed) == 0 && (this.head_since.is_none() || this.was_busy) {
                     this.was_busy = false;
                     this.head_since = Some(Instant::now());
                 }
                 Poll::Ready(result)
             }
-            Poll::Pending => {
-                let Some((deadline, is_head)) = this.read_limit() else { return Poll::Pending };
-                let timer =
-                    this.read_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-                if timer.deadline() != deadline {
-                    timer.as_mut().reset(deadline);
-                }
-                std::task::ready!(timer.as_mut().poll(cx));
-                if is_head {
-                    let message = "the request's head did not come in time";
-                    Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
-                } else {
-                    // An idle connection ends as if the client had closed it: hyper then closes in good order.
-                    Poll::Ready(Ok(()))
-                }
-            }
+            Poll::Pending => this.poll_read_limit(cx),
         }
     }
 }
 
 impl Stream {
+    /// Who is answered has sent its head.
+    fn answered<T>(&mut self, poll: &Poll<T>) {
+        if poll.is_ready() {
+            self.touch();
+            self.head_since = None;
+        }
+    }
+
     fn watch_write<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if poll.is_ready() {
             self.is_write_waiting = false;
@@ -191,6 +230,7 @@ impl hyper::rt::Write for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let poll = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.answered(&poll);
         this.watch_write(cx, poll)
     }
 
@@ -201,6 +241,7 @@ impl hyper::rt::Write for Stream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let poll = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        this.answered(&poll);
         this.watch_write(cx, poll)
     }
 
@@ -215,6 +256,22 @@ impl hyper::rt::Write for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.linger.is_none() {
+            std::task::ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+        }
+        let timer = this.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let mut scratch = [0u8; 4096];
+        loop {
+            let mut scratch = hyper::rt::ReadBuf::new(&mut scratch);
+            match hyper::rt::Read::poll_read(Pin::new(&mut this.inner), cx, scratch.unfilled()) {
+                Poll::Ready(Ok(())) if !scratch.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return timer.as_mut().poll(cx).map(Ok),
+            }
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }

@@ -136,6 +136,7 @@ async fn serve_connection(stream: TcpStream, peer: SocketAddr, limits: Limits, a
     let result = match protocol {
         Protocol::Http1 => {
             let mut builder = hyper::server::conn::http1::Builder::new();
+            // Not `pipeline_flush`: with it hyper buffers an answer without end for a client that reads nothing.
             builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.max_head);
             let connection = builder.serve_connection(stream, service);
             tokio::pin!(connection);

@@ -10,9 +10,11 @@ use seawall::config::{Live, LoadArgs};
 use seawall::http::Body;
 use seawall::sim::{Options, Simulator};
 use serde_json::Value;
+use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
 
+pub mod chaos;
 pub mod scripted;
 
 /// Polls until a condition holds; panics with its text after ten seconds.
@@ -44,6 +46,7 @@ pub struct Proxy {
     /// Outlives restarts.
     pub dir: std::sync::Arc<TempDir>,
     sets: Vec<String>,
+    config: Option<std::path::PathBuf>,
     http: Client<HttpConnector, Body>,
 }
 
@@ -70,7 +73,17 @@ pub fn client() -> Client<HttpConnector, Body> {
 impl Proxy {
     /// In front of `upstream`, with waits that suit a test, and these settings.
     pub async fn start(upstream: &str, sets: &[&str]) -> Self {
+        Self::configured(upstream, sets, "", |_| {}).await
+    }
+
+    /// The same with a configuration file; `{dir}` in it is the proxy's folder, which `prepare` may fill before.
+    pub async fn configured(upstream: &str, sets: &[&str], file: &str, prepare: impl FnOnce(&Path)) -> Self {
         let dir = std::sync::Arc::new(TempDir::new().unwrap());
+        prepare(dir.path());
+        let config = (!file.is_empty()).then(|| dir.path().join("proxy.toml"));
+        if let Some(config) = &config {
+            std::fs::write(config, file.replace("{dir}", &dir.path().display().to_string())).unwrap();
+        }
         let mut all: Vec<String> = [
             "server.listen=127.0.0.1:0",
             "admin.listen=127.0.0.1:0",
@@ -89,14 +102,19 @@ impl Proxy {
         all.push(format!("upstream.base_url={upstream}"));
         all.push(format!("data_dir={}", dir.path().join("data").display()));
         all.extend(sets.iter().map(ToString::to_string));
-        Self::start_in(dir, all).await
+        Self::start_in(dir, config, all).await
     }
 
-    async fn start_in(dir: std::sync::Arc<TempDir>, sets: Vec<String>) -> Self {
-        let live = Live::load(LoadArgs::new(None, sets.clone(), std::iter::empty())).unwrap();
+    async fn start_in(
+        dir: std::sync::Arc<TempDir>,
+        config: Option<std::path::PathBuf>,
+        sets: Vec<String>,
+    ) -> Self {
+        let live = Live::load(LoadArgs::new(config.clone(), sets.clone(), std::iter::empty()))
+            .unwrap_or_else(|problems| panic!("{problems}"));
         let app = App::start(live).await.unwrap_or_else(|error| panic!("{error}"));
         let (url, admin) = (format!("http://{}", app.data), format!("http://{}", app.admin));
-        Self { app: Some(app), url, admin, dir, sets, http: client() }
+        Self { app: Some(app), url, admin, dir, sets, config, http: client() }
     }
 
     /// Stops in good order.
@@ -107,10 +125,29 @@ impl Proxy {
         }
     }
 
+    /// Begins to stop; the task tells whether everything under way came to its end.
+    pub fn stopping(&mut self) -> tokio::task::JoinHandle<bool> {
+        let app = self.app.take().expect("it runs");
+        tokio::spawn(app.stop())
+    }
+
+    /// `name:port` of the data listener.
+    pub fn addr(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    /// The value of a metric without labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.admin(Method::GET, "/metrics", None).await.body;
+        let text = std::str::from_utf8(&text).unwrap();
+        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
     /// Stops, and starts again in the same folder.
     pub async fn restart(&mut self) {
         self.stop().await;
-        let again = Self::start_in(self.dir.clone(), self.sets.clone()).await;
+        let again = Self::start_in(self.dir.clone(), self.config.clone(), self.sets.clone()).await;
         *self = again;
     }
 
@@ -122,6 +159,11 @@ impl Proxy {
     /// A request with [`TOKEN`] unless `fields` has an `authorization` of its own.
     pub async fn send(&self, method: Method, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
         send(&self.http, method, &format!("{}{path}", self.url), fields, body, true).await
+    }
+
+    /// A request with these fields and no token besides them.
+    pub async fn bare(&self, method: Method, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+        send(&self.http, method, &format!("{}{path}", self.url), fields, body, false).await
     }
 
     /// A request to the admin API.

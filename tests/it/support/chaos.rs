@@ -1,0 +1,110 @@
+//! Raw sockets: an upstream that is written byte by byte, and a client that is.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// An upstream whose connections a test speaks by hand; it ends when it is dropped.
+pub struct Chaos {
+    pub url: String,
+    connections: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Chaos {
+    /// Gives each connection, with its number from 0, to `speak`.
+    pub async fn start<F, R>(speak: F) -> Self
+    where
+        F: Fn(TcpStream, usize) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let connections: Arc<AtomicUsize> = Arc::default();
+        let count = connections.clone();
+        let task = tokio::spawn(async move {
+            let mut running = tokio::task::JoinSet::new();
+            loop {
+                let Ok((stream, _)) = listener.accept().await else { return };
+                let _ = stream.set_nodelay(true);
+                running.spawn(speak(stream, count.fetch_add(1, Ordering::SeqCst)));
+            }
+        });
+        Self { url, connections, task }
+    }
+
+    /// How many connections were taken.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Chaos {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Reads a head, up to its empty line. Empty when the peer left before.
+pub async fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return String::new(),
+        }
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// A field of a head, by its lower-case name.
+pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        key.eq_ignore_ascii_case(name).then(|| value.trim())
+    })
+}
+
+/// Sends these bytes on a connection of their own, and reads until the peer closes or is silent for a second.
+pub async fn exchange(addr: &str, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    // A refusal may close the connection while we still send.
+    let _ = stream.write_all(bytes).await;
+    drain(&mut stream).await
+}
+
+/// Reads until the peer closes or is silent for a second.
+pub async fn drain(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    let mut chunk = vec![0; 16 * 1024];
+    while let Ok(Ok(count @ 1..)) =
+        tokio::time::timeout(Duration::from_secs(1), stream.read(&mut chunk)).await
+    {
+        all.extend_from_slice(&chunk[..count]);
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Waits for the peer to close, sending nothing. What came before is returned.
+pub async fn closed(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut all)).await;
+    let _ = read.expect("the peer closes");
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Counts what is written until nothing is taken for half a second, or `most` bytes were.
+pub async fn pour(stream: &mut TcpStream, chunk: &[u8], most: usize) -> usize {
+    let mut taken = 0;
+    while taken < most {
+        match tokio::time::timeout(Duration::from_millis(500), stream.write(chunk)).await {
+            Ok(Ok(count)) => taken += count,
+            _ => break,
+        }
+    }
+    taken
+}
