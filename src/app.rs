@@ -100,7 +100,8 @@ impl App {
         let data_socket = listen(settings.server.listen, "server.listen")?;
         let admin_socket = listen(settings.admin.listen, "admin.listen")?;
         let data = data_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
-        let admin_address = admin_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
+        let admin_address =
+            admin_socket.local_addr().map_err(|error| StartError::Failed(error.to_string()))?;
         if settings.server.listen.port() == 0 {
             config.set_bound(data);
         }
@@ -123,14 +124,17 @@ impl App {
             bus.clone(),
         );
 
-        let base = settings.upstream.base_url.parse().map_err(|_| config_error("upstream.base_url is not a URL"))?;
-        let client = Client::new(&settings.upstream).map_err(|error| StartError::Failed(error.to_string()))?;
+        let base =
+            settings.upstream.base_url.parse().map_err(|_| config_error("upstream.base_url is not a URL"))?;
+        let client =
+            Client::new(&settings.upstream).map_err(|error| StartError::Failed(error.to_string()))?;
         let attempt = Attempt::new(client, &base, &groups, clock, metrics.clone())
             .map_err(|_| config_error("upstream.base_url has no usable host"))?;
         let upstream = if is_strict {
             stack::strict_upstream(attempt)
         } else {
-            let bases = Bases::new(&settings.upstream.base_url, &settings.upstream.link_bases, &snapshot.public_url);
+            let bases =
+                Bases::new(&settings.upstream.base_url, &settings.upstream.link_bases, &snapshot.public_url);
             let limit = LimitLayer::new(settings.limiter.max);
             let bases = (!bases.is_noop()).then(|| Arc::new(bases));
             stack::upstream(bases, breakers.clone(), limit, attempt)
@@ -146,8 +150,11 @@ impl App {
             Arc::new(Health(breakers.clone())) as Arc<dyn GroupHealth>,
         );
 
-        let opened =
-            if is_strict || !settings.queue.enabled { None } else { Some(open_store(&snapshot, &keys, &data_dir).await?) };
+        let opened = if is_strict || !settings.queue.enabled {
+            None
+        } else {
+            Some(open_store(&snapshot, &keys, &data_dir).await?)
+        };
         let (store, is_rolled_back) = opened.map_or((None, false), |(store, is)| (Some(store), is));
         let queue = match &store {
             Some(store) => {
@@ -162,8 +169,10 @@ impl App {
                     metrics: metrics.clone(),
                     bus: bus.clone(),
                     tasks: tasks.clone(),
+                    is_rolled_back,
                 };
-                let queue = Queue::open(parts).await.map_err(|error| StartError::Failed(error.to_string()))?;
+                let queue =
+                    Queue::open(parts).await.map_err(|error| StartError::Failed(error.to_string()))?;
                 let _ = late_queue.0.set(queue.clone());
                 Some(queue)
             }
@@ -209,7 +218,8 @@ impl App {
         spawn_breaker_ticks(&tasks, breakers.clone());
         spawn_event_log(&tasks, &bus);
         if !is_strict {
-            let target = ProbeTarget { config: config.clone(), breakers: breakers.clone(), queue: queue.clone() };
+            let target =
+                ProbeTarget { config: config.clone(), breakers: breakers.clone(), queue: queue.clone() };
             spawn_probes(&tasks, target, upstream);
         }
         is_up.store(true, Ordering::Relaxed);
@@ -316,7 +326,10 @@ fn prepare(dir: &Path, wait: Duration) -> Result<DataLock, StartError> {
 }
 
 fn load_keys(snapshot: &Snapshot, dir: &Path) -> Result<Keys, StartError> {
-    let given = Given { wrapping: snapshot.store_key.as_ref().map(|key| key.expose().as_bytes()), ..Given::default() };
+    let given = Given {
+        wrapping: snapshot.store_key.as_ref().map(|key| key.expose().as_bytes()),
+        ..Given::default()
+    };
     let (keys, warnings) = Keys::load(given, dir).map_err(|error| StartError::Config(error.to_string()))?;
     for warning in warnings {
         tracing::warn!("{warning}");
@@ -424,7 +437,9 @@ impl upstream::Target for ProbeTarget {
     fn credential(&self, group: &'static str) -> BoxFuture<Credential> {
         let config = self.config.current();
         if config.settings.credentials.mode == crate::config::raw::CredentialMode::Inject {
-            return Box::pin(std::future::ready(Credential::Alias(config.settings.credentials.default.as_str().into())));
+            return Box::pin(std::future::ready(Credential::Alias(
+                config.settings.credentials.default.as_str().into(),
+            )));
         }
         let queue = self.queue.clone();
         Box::pin(async move {

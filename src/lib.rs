@@ -28,8 +28,8 @@ pub mod upstream;
 
 // Row 3: assembly.
 pub mod admin;
-pub mod stack;
 pub mod server;
+pub mod stack;
 
 // Row 4: programs.
 pub mod app;

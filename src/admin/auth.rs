@@ -37,7 +37,8 @@ fn check(admin: &Admin, fields: &HeaderMap) -> Result<(), Problem> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim());
     let is_right = presented.is_some_and(|presented| {
-        aws_lc_rs::constant_time::verify_slices_are_equal(presented.as_bytes(), token.expose().as_bytes()).is_ok()
+        aws_lc_rs::constant_time::verify_slices_are_equal(presented.as_bytes(), token.expose().as_bytes())
+            .is_ok()
     });
     if is_right {
         return Ok(());
@@ -47,7 +48,10 @@ fn check(admin: &Admin, fields: &HeaderMap) -> Result<(), Problem> {
 
 /// A browser says where a request comes from; a page of another site must not turn switches here.
 pub(super) async fn refuse_cross_site(request: Request, next: Next) -> Result<Response, Problem> {
-    if *request.method() != Method::GET && *request.method() != Method::HEAD && is_cross_site(request.headers()) {
+    if *request.method() != Method::GET
+        && *request.method() != Method::HEAD
+        && is_cross_site(request.headers())
+    {
         return Err(Problem::new(StatusCode::FORBIDDEN, "changes are not taken from another site's page"));
     }
     Ok(next.run(request).await)
@@ -72,7 +76,10 @@ mod tests {
     #[test]
     fn another_sites_page_is_told_by_its_fields() {
         let fields = |pairs: &[(&'static str, &'static str)]| {
-            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>()
+            pairs
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                .collect::<HeaderMap>()
         };
         assert!(!is_cross_site(&fields(&[])));
         assert!(!is_cross_site(&fields(&[("sec-fetch-site", "same-origin")])));

@@ -45,7 +45,10 @@ pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
     Json(json!({ "breakers": admin.breakers.list() }))
 }
 
-pub(super) async fn get(State(admin): State<Admin>, Path(scope): Path<String>) -> Result<Json<Value>, Problem> {
+pub(super) async fn get(
+    State(admin): State<Admin>,
+    Path(scope): Path<String>,
+) -> Result<Json<Value>, Problem> {
     match admin.breakers.get(&scope) {
         Some(status) => Ok(Json(json!(status))),
         None => Err(unknown(&admin, &scope)),
@@ -80,7 +83,8 @@ pub(super) async fn set(
         None => Some(DEFAULT_TTL),
         Some("never") => None,
         Some(text) => {
-            let ttl: Span = text.parse().map_err(|error| Problem::bad(format!("ttl: {error}, or \"never\"")))?;
+            let ttl: Span =
+                text.parse().map_err(|error| Problem::bad(format!("ttl: {error}, or \"never\"")))?;
             if ttl.is_zero() {
                 return Err(Problem::bad("ttl: it must be longer than zero, or \"never\""));
             }
@@ -114,8 +118,9 @@ pub(super) async fn clear(
     let cleared: Cleared = if body.trim_ascii().is_empty() {
         Cleared::default()
     } else {
-        serde_json::from_slice(&body)
-            .map_err(|error| Problem::bad(format!("the body must be empty, or JSON with reason and actor: {error}")))?
+        serde_json::from_slice(&body).map_err(|error| {
+            Problem::bad(format!("the body must be empty, or JSON with reason and actor: {error}"))
+        })?
     };
     let is_dry_run = options.dry_run.as_deref().is_some_and(|value| !matches!(value, "0" | "false"));
     let actor = cleared.actor.unwrap_or_else(|| "api".to_owned());
@@ -142,7 +147,11 @@ fn states(admin: &Admin, scope: &str) -> String {
         .filter(|status| scope != "all" || !status["override"].is_null())
         .map(|status| {
             let mode = status["override"]["mode"].as_str().unwrap_or("auto");
-            format!("{}={}/{mode}", status["scope"].as_str().unwrap_or("?"), status["state"].as_str().unwrap_or("?"))
+            format!(
+                "{}={}/{mode}",
+                status["scope"].as_str().unwrap_or("?"),
+                status["state"].as_str().unwrap_or("?")
+            )
         })
         .collect::<Vec<_>>()
         .join(" ")
@@ -158,9 +167,13 @@ fn refused(admin: &Admin, scope: &str, error: &OverrideError) -> Problem {
 
 fn unknown(admin: &Admin, scope: &str) -> Problem {
     let all = json!(admin.breakers.list());
-    let names: Vec<&str> = all.as_array().into_iter().flatten().filter_map(|status| status["scope"].as_str()).collect();
+    let names: Vec<&str> =
+        all.as_array().into_iter().flatten().filter_map(|status| status["scope"].as_str()).collect();
     Problem::new(
         StatusCode::NOT_FOUND,
-        format!("there is no breaker {scope:?}; there are: {} (and \"all\", for overrides)", names.join(", ")),
+        format!(
+            "there is no breaker {scope:?}; there are: {} (and \"all\", for overrides)",
+            names.join(", ")
+        ),
     )
 }

@@ -8,8 +8,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 pub(super) async fn reload(State(admin): State<Admin>) -> Result<Json<Value>, Problem> {
-    let report = crate::app::reload(&admin.config, &admin.breakers, &admin.metrics).await.map_err(|problems| {
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("the old configuration stays: {problems}"))
-    })?;
+    let report =
+        crate::app::reload(&admin.config, &admin.breakers, &admin.metrics).await.map_err(|problems| {
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("the old configuration stays: {problems}"))
+        })?;
     Ok(Json(json!({ "generation": report.generation, "needs_restart": report.needs_restart })))
 }

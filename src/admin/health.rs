@@ -28,7 +28,10 @@ pub(super) async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
             Some(store) => {
                 let health = store.health();
                 if !health.writable {
-                    reasons.push(format!("the store takes no writes: {}", health.failed.as_deref().unwrap_or("unknown")));
+                    reasons.push(format!(
+                        "the store takes no writes: {}",
+                        health.failed.as_deref().unwrap_or("unknown")
+                    ));
                 }
             }
         }

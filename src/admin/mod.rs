@@ -73,11 +73,13 @@ pub fn service(admin: Admin) -> BoxCloneSyncService<Request<Body>, Response<Body
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
         .layer(axum::middleware::from_fn_with_state(admin.clone(), auth::require_token_unless_open));
-    let router: Router = health.merge(guarded).layer(axum::middleware::from_fn(auth::refuse_cross_site)).with_state(admin);
+    let router: Router =
+        health.merge(guarded).layer(axum::middleware::from_fn(auth::refuse_cross_site)).with_state(admin);
     let service = tower::service_fn(move |request: Request<Body>| {
         let mut router = router.clone();
         async move {
-            let response = router.as_service().ready().await?.call(request.map(axum::body::Body::new)).await?;
+            let response =
+                router.as_service().ready().await?.call(request.map(axum::body::Body::new)).await?;
             let response = response.map(|body| {
                 Body::new(http_body_util::BodyExt::map_err(body, |error| BodyError::Cut(error.to_string())))
             });

@@ -36,7 +36,8 @@ impl IntoResponse for Problem {
         let fields = response.headers_mut();
         fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.status == StatusCode::UNAUTHORIZED {
-            fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"seawall admin\""));
+            fields
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"seawall admin\""));
         }
         response
     }

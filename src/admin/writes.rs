@@ -86,7 +86,8 @@ pub(super) async fn cancel(
     let act: Act = read(&body, r#"{"reason": "…", "actor": "…"}"#)?;
     demand_reason(&act.reason)?;
     let actor = act.actor.unwrap_or_else(|| "api".to_owned());
-    let ticket = queue(&admin)?.cancel(parse(&id)?, &actor, &act.reason).await.map_err(|error| problem(&error))?;
+    let ticket =
+        queue(&admin)?.cancel(parse(&id)?, &actor, &act.reason).await.map_err(|error| problem(&error))?;
     tracing::warn!(target: "seawall::audit", write_id = id, actor, reason = act.reason, "write cancelled");
     Ok(Json(json!(ticket)))
 }
@@ -102,7 +103,9 @@ pub(super) async fn resolve(
         "applied" => Verdict::Applied,
         "not_applied" => Verdict::NotApplied,
         "drop" => Verdict::Drop,
-        other => return Err(Problem::bad(format!("verdict: {other:?} is not one of applied, not_applied, drop"))),
+        other => {
+            return Err(Problem::bad(format!("verdict: {other:?} is not one of applied, not_applied, drop")));
+        }
     };
     let actor = wanted.actor.unwrap_or_else(|| "api".to_owned());
     let ticket = queue(&admin)?
@@ -120,7 +123,10 @@ pub(super) async fn resolve(
 pub(super) async fn rotate(State(admin): State<Admin>) -> Result<Json<Value>, Problem> {
     let store = admin.store.as_ref().ok_or_else(no_queue)?;
     let before = store.health();
-    store.rotate().await.map_err(|error| Problem::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()))?;
+    store
+        .rotate()
+        .await
+        .map_err(|error| Problem::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()))?;
     let after = store.health();
     tracing::warn!(target: "seawall::audit", from = before.epoch, to = after.epoch, "store rotated");
     Ok(Json(json!({
@@ -136,7 +142,10 @@ fn queue(admin: &Admin) -> Result<&Arc<Queue>, Problem> {
 }
 
 fn no_queue() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "this Seawall queues no writes (queue.enabled, or profile = \"strict\")")
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "this Seawall queues no writes (queue.enabled, or profile = \"strict\")",
+    )
 }
 
 fn parse(id: &str) -> Result<WriteId, Problem> {

@@ -260,7 +260,11 @@ impl Cache {
                 "code": "seawall_not_cached",
                 "message": message,
             });
-            problem::json_response(status, "application/json", &problem::envelope(asked, &Value::Null, &error))
+            problem::json_response(
+                status,
+                "application/json",
+                &problem::envelope(asked, &Value::Null, &error),
+            )
         };
         let headers = response.headers_mut();
         headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("seawall"));

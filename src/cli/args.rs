@@ -19,7 +19,14 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Operator {
     /// Admin API of a Seawall; several are asked in turn.
-    #[arg(long, global = true, value_name = "URL", env = "SEAWALL_ADMIN", value_delimiter = ',', help_heading = "Operator options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "SEAWALL_ADMIN",
+        value_delimiter = ',',
+        help_heading = "Operator options"
+    )]
     pub admin: Vec<String>,
     /// File with the admin API's token (or the token itself in $SEAWALL_ADMIN_TOKEN).
     #[arg(long, global = true, value_name = "FILE", help_heading = "Operator options")]
@@ -87,7 +94,8 @@ pub struct Demo {
     /// Leave simulator and proxy running at the end, and print their URLs.
     #[arg(long)]
     pub keep: bool,
-    /// Play the read half of the story against this upstream instead of the simulator.
+    /// Play the read half of the story against this upstream instead of the simulator. SEAWALL_DEMO_TOKEN holds its
+    /// API key.
     #[arg(long, value_name = "URL", conflicts_with = "keep")]
     pub upstream: Option<String>,
 }

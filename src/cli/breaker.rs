@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 
 pub(super) fn run(operator: &Operator, command: &BreakerCommand) -> Exit {
     match command {
-        BreakerCommand::List => {
-            client::each(operator, async |admin| admin.send(Method::GET, "/api/v1/breakers", None).await, show)
-        }
+        BreakerCommand::List => client::each(
+            operator,
+            async |admin| admin.send(Method::GET, "/api/v1/breakers", None).await,
+            show,
+        ),
         BreakerCommand::ForceOpen(args) => set(operator, "forced_open", args),
         BreakerCommand::ForceClosed(args) => set(operator, "forced_closed", args),
         BreakerCommand::Observe(args) => set(operator, "observe", args),
@@ -22,7 +24,8 @@ fn set(operator: &Operator, mode: &str, args: &OverrideArgs) -> Exit {
     if args.reason.trim().is_empty() {
         return Exit::Usage("--reason must say why: it is kept with the override".to_owned());
     }
-    let path = format!("/api/v1/breakers/{}/override{}", args.scope, if args.dry_run { "?dry_run=1" } else { "" });
+    let path =
+        format!("/api/v1/breakers/{}/override{}", args.scope, if args.dry_run { "?dry_run=1" } else { "" });
     let body = json!({ "mode": mode, "reason": args.reason, "ttl": args.ttl, "actor": actor() });
     client::each(operator, async |admin| admin.send(Method::PUT, &path, Some(body.clone())).await, show)
 }
@@ -35,9 +38,7 @@ fn clear(operator: &Operator, args: &AutoArgs) -> Exit {
 
 /// Who acts, for the audit trail.
 pub(super) fn actor() -> String {
-    std::env::var("SEAWALL_ACTOR")
-        .or_else(|_| std::env::var("USER"))
-        .unwrap_or_else(|_| "cli".to_owned())
+    std::env::var("SEAWALL_ACTOR").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "cli".to_owned())
 }
 
 fn show(value: &Value) -> String {

@@ -85,14 +85,23 @@ impl Admin {
     }
 
     /// Sends a request and gives the JSON of a successful answer; an error's own words otherwise.
-    pub(super) async fn send(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> anyhow::Result<Value> {
         let (status, text) = self.send_raw(method, path, body).await?;
         let value: Value = serde_json::from_str(&text).unwrap_or(Value::String(text));
         if status.is_success() {
             return Ok(value);
         }
         let detail = value["detail"].as_str().or(value.as_str()).unwrap_or_default();
-        bail!("{} {}", status.as_u16(), if detail.is_empty() { status.canonical_reason().unwrap_or("") } else { detail })
+        bail!(
+            "{} {}",
+            status.as_u16(),
+            if detail.is_empty() { status.canonical_reason().unwrap_or("") } else { detail }
+        )
     }
 
     /// The same without a look at the answer.
@@ -113,11 +122,9 @@ impl Admin {
             }
             None => Body::empty(),
         };
-        let response = self
-            .client
-            .request(request.body(body)?)
-            .await
-            .map_err(|error| anyhow!("{}; is Seawall running, and is this its admin API?", crate::http::body::chain(&error)))?;
+        let response = self.client.request(request.body(body)?).await.map_err(|error| {
+            anyhow!("{}; is Seawall running, and is this its admin API?", crate::http::body::chain(&error))
+        })?;
         let status = response.status();
         let bytes = Body::from(response.into_body()).collect(64 << 20).await?;
         Ok((status, String::from_utf8_lossy(&bytes).into_owned()))

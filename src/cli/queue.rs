@@ -35,7 +35,9 @@ pub(super) fn run(operator: &Operator, command: &QueueCommand) -> Exit {
                 json!({ "verdict": verdict.as_str(), "id": result_id, "reason": reason, "actor": actor() });
             let question = match verdict {
                 Verdict::Applied => "Mark this write as done?",
-                Verdict::NotApplied => "Send this write again? If it did take effect, it will take effect twice.",
+                Verdict::NotApplied => {
+                    "Send this write again? If it did take effect, it will take effect twice."
+                }
                 Verdict::Drop => "Give this write up?",
             };
             post(operator, id, "resolve", &body, question)

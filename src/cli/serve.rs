@@ -18,8 +18,7 @@ pub(super) fn run(args: &ConfigArgs) -> Exit {
         return Exit::Config(problem);
     }
     // A core dump would hold tokens and keys in clear.
-    if let Err(error) =
-        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
     {
         tracing::warn!(%error, "core dumps could not be switched off");
     }

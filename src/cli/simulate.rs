@@ -8,9 +8,11 @@ use anyhow::Context;
 
 pub(super) fn run(args: &Simulate) -> Exit {
     let work = async {
-        let options = Options { listen: args.listen, seed: args.seed, shipments: args.shipments, ..Options::default() };
-        let simulator =
-            Simulator::start(options).await.with_context(|| format!("the simulator cannot listen on {}", args.listen))?;
+        let options =
+            Options { listen: args.listen, seed: args.seed, shipments: args.shipments, ..Options::default() };
+        let simulator = Simulator::start(options)
+            .await
+            .with_context(|| format!("the simulator cannot listen on {}", args.listen))?;
         output::say(&format!("simulated Flexport API  {}", simulator.url()));
         output::say(&format!("fault API               {}/_sim", simulator.control_url()));
         super::serve::until_told_to_stop().await;

@@ -9,7 +9,8 @@ use std::fmt::Write as _;
 
 pub(super) fn run(operator: &Operator, args: &StatusArgs) -> Exit {
     loop {
-        let exit = client::each(operator, async |admin| admin.send(Method::GET, "/api/v1/status", None).await, show);
+        let exit =
+            client::each(operator, async |admin| admin.send(Method::GET, "/api/v1/status", None).await, show);
         if !args.watch || !matches!(exit, Exit::Done) {
             return exit;
         }
@@ -21,7 +22,12 @@ fn show(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let mut page = String::new();
     let uptime = output::seconds(status["uptime_seconds"].as_f64().unwrap_or(0.0));
-    let _ = writeln!(page, "Seawall {}, up {uptime}, in front of {}", text(&status["version"]), text(&status["upstream"]));
+    let _ = writeln!(
+        page,
+        "Seawall {}, up {uptime}, in front of {}",
+        text(&status["version"]),
+        text(&status["upstream"])
+    );
     if let Some(alarm) = status["breakers_alarm"].as_str() {
         let _ = writeln!(page, "ALARM {alarm}");
     }
@@ -30,7 +36,12 @@ fn show(status: &Value) -> String {
         .iter()
         .filter(|breaker| breaker["state"] != "closed" || !breaker["override"].is_null())
         .map(|breaker| {
-            vec![text(&breaker["scope"]), text(&breaker["state"]), text(&breaker["override"]["mode"]), text(&breaker["why"])]
+            vec![
+                text(&breaker["scope"]),
+                text(&breaker["state"]),
+                text(&breaker["override"]["mode"]),
+                text(&breaker["why"]),
+            ]
         })
         .collect();
     if notable.is_empty() {
@@ -53,13 +64,22 @@ fn show(status: &Value) -> String {
             depth["dead"]
         );
         for paused in queue["paused"].as_array().into_iter().flatten() {
-            let _ = writeln!(page, "          paused: {} ({})", text(&paused["name"]), text(&paused["reason"]));
+            let _ =
+                writeln!(page, "          paused: {} ({})", text(&paused["name"]), text(&paused["reason"]));
         }
     }
     let store = &status["store"];
     if !store.is_null() {
-        let state = if store["writable"] == true { "writable".to_owned() } else { format!("NOT WRITABLE: {}", store["failed"]) };
-        let _ = writeln!(page, "store     {state}, {} bytes live of {} on disk", store["live_bytes"], store["disk_bytes"]);
+        let state = if store["writable"] == true {
+            "writable".to_owned()
+        } else {
+            format!("NOT WRITABLE: {}", store["failed"])
+        };
+        let _ = writeln!(
+            page,
+            "store     {state}, {} bytes live of {} on disk",
+            store["live_bytes"], store["disk_bytes"]
+        );
     }
     page
 }

@@ -181,7 +181,12 @@ const QUEUE: &[Field] = &[
     ("max_attempts", Leaf(Count)),
 ];
 
-const STORE: &[Field] = &[("key_file", Leaf(Path)), ("key_env", Leaf(Variable)), ("min_free", Leaf(Size)), ("lock_wait", Leaf(Span))];
+const STORE: &[Field] = &[
+    ("key_file", Leaf(Path)),
+    ("key_env", Leaf(Variable)),
+    ("min_free", Leaf(Size)),
+    ("lock_wait", Leaf(Span)),
+];
 
 const TELEMETRY: &[Field] =
     &[("log", Leaf(Text)), ("format", Leaf(Choice(&["text", "json"]))), ("access_log", Leaf(Bool))];

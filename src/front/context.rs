@@ -83,11 +83,16 @@ fn make(request: &Request<Body>, config: Arc<Snapshot>) -> RequestContext {
     let timeout = wished.map_or(route.timeout, |wished| wished.min(route.timeout));
     let asked = Asked {
         public_url: config.public_url.clone(),
-        target: request.uri().path_and_query().map_or_else(|| "/".to_owned(), |target| target.as_str().to_owned()),
+        target: request
+            .uri()
+            .path_and_query()
+            .map_or_else(|| "/".to_owned(), |target| target.as_str().to_owned()),
         version: fields
             .get(&headers::FLEXPORT_VERSION)
             .and_then(|value| value.to_str().ok())
-            .map_or(Value::from(2), |text| text.parse::<u32>().map_or_else(|_| Value::from(text), Value::from)),
+            .map_or(Value::from(2), |text| {
+                text.parse::<u32>().map_or_else(|_| Value::from(text), Value::from)
+            }),
         wants_problem: fields
             .get_all(header::ACCEPT)
             .iter()
@@ -98,7 +103,10 @@ fn make(request: &Request<Body>, config: Arc<Snapshot>) -> RequestContext {
         route,
         request_id,
         traceparent,
-        peer: request.extensions().get::<Peer>().map_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)), |peer| peer.0),
+        peer: request
+            .extensions()
+            .get::<Peer>()
+            .map_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)), |peer| peer.0),
         arrived,
         deadline: arrived + timeout,
         method: request.method().clone(),

@@ -34,7 +34,12 @@ impl Identifier {
     }
 
     /// Who sends a request with these fields from this address.
-    pub fn identify(&self, fields: &HeaderMap, peer: IpAddr, config: &Snapshot) -> Result<Identity, ProxyError> {
+    pub fn identify(
+        &self,
+        fields: &HeaderMap,
+        peer: IpAddr,
+        config: &Snapshot,
+    ) -> Result<Identity, ProxyError> {
         let authorization = single(fields, &header::AUTHORIZATION, "Authorization")?;
         let token = single(fields, &SEAWALL_TOKEN, "Seawall-Token")?;
         match config.settings.credentials.mode {
@@ -55,7 +60,8 @@ impl Identifier {
         };
         let partition = authorization.map(|value| {
             let bearer = bearer(value).unwrap_or(value.as_bytes());
-            let identity = if config.identities.is_empty() { None } else { config.identities.get(&sha256(bearer)) };
+            let identity =
+                if config.identities.is_empty() { None } else { config.identities.get(&sha256(bearer)) };
             match identity {
                 Some(name) => self.partition(b"identity", name.as_bytes()),
                 None => self.partition(b"token", value.as_bytes()),
@@ -155,7 +161,10 @@ fn single<'a>(
     let mut values = fields.get_all(name).iter();
     let first = values.next();
     if values.next().is_some() {
-        return Err(ProxyError::BadRequest { field, message: "it came more than once; send it once".to_owned() });
+        return Err(ProxyError::BadRequest {
+            field,
+            message: "it came more than once; send it once".to_owned(),
+        });
     }
     Ok(first)
 }

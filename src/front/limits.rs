@@ -103,7 +103,10 @@ impl<S> Limits<S> {
         }
         headers::validate_request(request.version(), request.headers(), request.uri())?;
         let fields = request.headers();
-        if fields.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        if fields
+            .get(header::EXPECT)
+            .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
             return bad("Expect", "only 100-continue is understood");
         }
         if fields.get(&headers::SEAWALL_TIMEOUT).is_some_and(|value| timeout(value).is_none()) {
@@ -122,7 +125,10 @@ impl HttpBody for Limited {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {

@@ -90,7 +90,8 @@ where
             let source = source(fields);
             let seconds = context.arrived.elapsed().as_secs_f64();
             if let Some(handles) = shared.groups.get(&context.route.group) {
-                let class = usize::from(response.status().as_u16() / 100).saturating_sub(1).min(CLASSES.len() - 1);
+                let class =
+                    usize::from(response.status().as_u16() / 100).saturating_sub(1).min(CLASSES.len() - 1);
                 handles.seconds.observe(seconds);
                 handles.answered[class][source].inc();
             }
@@ -124,8 +125,9 @@ impl Handles {
         let labels = |class, source| RequestLabels { group: group.to_string(), class, source };
         Self {
             seconds: metrics.request_seconds.get_or_create(&GroupLabels { group: group.to_string() }).clone(),
-            answered: CLASSES
-                .map(|class| SOURCES.map(|source| metrics.requests.get_or_create(&labels(class, source)).clone())),
+            answered: CLASSES.map(|class| {
+                SOURCES.map(|source| metrics.requests.get_or_create(&labels(class, source)).clone())
+            }),
         }
     }
 }

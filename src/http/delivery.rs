@@ -132,7 +132,10 @@ impl Delivery {
     /// pushing back. Not for any other 4xx, not for 3xx.
     pub fn is_outage(self) -> bool {
         match self {
-            Self::NotSent(_) | Self::Refused(_) | Self::Ambiguous(_) | Self::Answered(Class::RequestTimeout) => true,
+            Self::NotSent(_)
+            | Self::Refused(_)
+            | Self::Ambiguous(_)
+            | Self::Answered(Class::RequestTimeout) => true,
             Self::Answered(
                 Class::Success
                 | Class::Unauthorized

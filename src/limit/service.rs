@@ -26,7 +26,10 @@ impl<S> Limit<S> {
 
 impl<S> tower::Service<UpstreamRequest> for Limit<S>
 where
-    S: tower::Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError> + Clone + Send + 'static,
+    S: tower::Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     type Response = Response<Body>;
@@ -43,7 +46,8 @@ where
             return Box::pin(self.inner.call(request));
         }
         let slots = self.slots.clone();
-        let until = request.call.deadline.min(Instant::now() + *request.call.config.settings.limiter.max_wait);
+        let until =
+            request.call.deadline.min(Instant::now() + *request.call.config.settings.limiter.max_wait);
         let mut inner = self.inner.clone();
         Box::pin(async move {
             match tokio::time::timeout_at(until, slots.acquire_owned()).await {

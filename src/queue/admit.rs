@@ -181,7 +181,6 @@ pub fn replayed(
                 Class::Success => match (status, envelope_error) {
                     (200..=299, None) => only(Input::Success { status }),
                     (200..=299, Some(500..)) => doubt(Reason::ServerError),
-                    (200..=299, Some(_)) => only(Input::Rejected { reason: Reason::Rejected, status }),
                     (300..=399, _) => only(Input::Rejected { reason: Reason::Redirected, status }),
                     _ => only(Input::Rejected { reason: Reason::Rejected, status }),
                 },
@@ -277,7 +276,9 @@ mod tests {
 
     #[test]
     fn doubt_is_queued_for_r_and_unknown_for_what_creates() {
-        for error in [ProxyError::HeadTimeout, ProxyError::Cut(String::new()), ProxyError::Internal(String::new())] {
+        for error in
+            [ProxyError::HeadTimeout, ProxyError::Cut(String::new()), ProxyError::Internal(String::new())]
+        {
             assert!(matches!(live(Err(&error), case(R)), Decision::Queue(Input::Doubt { .. })));
             for class in [N, P, X] {
                 assert!(matches!(live(Err(&error), case(class)), Decision::Unknown(Input::Doubt { .. })));
@@ -312,7 +313,8 @@ mod tests {
         assert_eq!(again(200, None, R).input, Input::Success { status: 200 });
         assert!(matches!(again(200, Some(500), R).input, Input::Doubt { .. }));
         assert!(matches!(again(200, Some(422), R).input, Input::Rejected { .. }));
-        for (status, reason) in [(403, Reason::Forbidden), (302, Reason::Redirected), (412, Reason::Rejected)] {
+        for (status, reason) in [(403, Reason::Forbidden), (302, Reason::Redirected), (412, Reason::Rejected)]
+        {
             assert_eq!(again(status, None, R).input, Input::Rejected { reason, status });
         }
         for status in [408, 421, 425] {

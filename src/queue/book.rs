@@ -338,7 +338,8 @@ fn settled_at(record: &Record) -> Timestamp {
 /// The paths whose reads show that this write is not settled: its own, and its parent's.
 fn touched(record: &Record) -> impl Iterator<Item = String> {
     let own = record.path().trim_matches('/').to_owned();
-    let parent = (*record.order != *own && !record.order.starts_with("write/")).then(|| record.order.to_string());
+    let parent =
+        (*record.order != *own && !record.order.starts_with("write/")).then(|| record.order.to_string());
     std::iter::once(own).chain(parent)
 }
 

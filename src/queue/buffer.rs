@@ -43,7 +43,9 @@ pub(super) async fn read(
         return Ok(Read::Whole(parts.pop_front().unwrap_or_default()));
     }
     let mut whole = BytesMut::with_capacity(usize::try_from(total).unwrap_or_default());
-    parts.iter().for_each(|part| whole.extend_from_slice(part));
+    for part in &parts {
+        whole.extend_from_slice(part);
+    }
     Ok(Read::Whole(whole.freeze()))
 }
 

@@ -101,13 +101,12 @@ impl Index {
 pub fn by_key(earlier: Earlier) -> Repeat {
     match earlier.state {
         _ if earlier.is_live => Repeat::InFlight,
-        State::Pending | State::Sending | State::Waiting => Repeat::Ticket,
         State::Unknown => Repeat::Unknown,
         State::Done | State::Dead if earlier.has_answer => Repeat::Answer,
         // Given up by an operator without knowing: the key must not send it again.
         State::Dead | State::Expired if earlier.maybe_applied => Repeat::Unknown,
-        // Resolved by an operator: done, but there is no answer to give.
-        State::Done => Repeat::Ticket,
+        // `Done` without an answer: an operator resolved it, and the ticket says so.
+        State::Pending | State::Sending | State::Waiting | State::Done => Repeat::Ticket,
         State::Dead | State::Expired | State::Cancelled => Repeat::Fresh,
     }
 }
@@ -133,13 +132,7 @@ pub fn key_digest(partition: PartitionId, owner: OwnerId, key: &str) -> Digest {
 }
 
 /// Digest of all that a request says.
-pub fn fingerprint(
-    method: &str,
-    target: &str,
-    content_type: &[u8],
-    version: &[u8],
-    body: &Digest,
-) -> Digest {
+pub fn fingerprint(method: &str, target: &str, content_type: &[u8], version: &[u8], body: &Digest) -> Digest {
     digest(&[method.as_bytes(), target.as_bytes(), content_type, version, &body.0])
 }
 
@@ -193,11 +186,8 @@ mod tests {
         assert_eq!(of(earlier(State::Pending)), Repeat::Ticket);
         assert_eq!(of(earlier(State::Unknown)), Repeat::Unknown);
         assert_eq!(of(Earlier { is_live: true, ..earlier(State::Sending) }), Repeat::Wait);
-        let done = Earlier {
-            has_answer: true,
-            settled_for: Some(Duration::from_secs(59)),
-            ..earlier(State::Done)
-        };
+        let done =
+            Earlier { has_answer: true, settled_for: Some(Duration::from_secs(59)), ..earlier(State::Done) };
         assert_eq!(of(done), Repeat::Answer);
         assert_eq!(of(Earlier { settled_for: Some(window), ..done }), Repeat::Fresh);
         assert_eq!(of(earlier(State::Dead)), Repeat::Fresh);

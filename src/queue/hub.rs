@@ -77,6 +77,9 @@ pub struct Parts {
     pub bus: Bus,
     /// Owns the replayer and the sweeper.
     pub tasks: Tasks,
+    /// Whether the store came back older than it was acknowledged to be: then nothing on it is sent before a person
+    /// looked.
+    pub is_rolled_back: bool,
 }
 
 /// The write queue.
@@ -136,7 +139,9 @@ impl Queue {
         let journal = Journal::new(parts.store);
         let reader = journal.clone();
         let loaded = tokio::task::spawn_blocking(move || reader.load()).await.unwrap_or_else(|error| {
-            if error.is_panic() { std::panic::resume_unwind(error.into_panic()) }
+            if error.is_panic() {
+                std::panic::resume_unwind(error.into_panic())
+            }
             Ok(super::journal::Loaded::default())
         })?;
         let room = (parts.config)().settings.queue.buffer_total.0 / PIECE;
@@ -163,7 +168,7 @@ impl Queue {
             unsettled: AtomicUsize::new(0),
             gauges,
         });
-        queue.restore(loaded).await;
+        queue.restore(loaded, parts.is_rolled_back).await;
         let (replayer, cancelled) = (queue.clone(), parts.tasks.cancelled());
         parts.tasks.spawn("queue-replayer", async move {
             tokio::select! {
@@ -186,7 +191,7 @@ impl Queue {
         Ok(queue)
     }
 
-    async fn restore(&self, loaded: super::journal::Loaded) {
+    async fn restore(&self, loaded: super::journal::Loaded, is_rolled_back: bool) {
         for (key, reason) in &loaded.unreadable {
             let id = <[u8; 16]>::try_from(key.as_slice()).map(WriteId::from_bytes);
             tracing::error!(write_id = ?id.ok(), reason, "a queued write cannot be read; it is left on disk");
@@ -203,10 +208,15 @@ impl Queue {
         let mut records = loaded.records;
         records.sort_by_key(|record| record.seq);
         for mut record in records {
-            if record.progress.state == State::Sending {
+            let input = match record.progress.state {
+                State::Pending | State::Waiting | State::Sending if is_rolled_back => Some(Input::RollBack),
+                State::Sending => Some(Input::Crash),
+                _ => None,
+            };
+            if let Some(input) = input {
                 let policy = policy_of(&config, &record);
                 let rules = rules_of(&config, &record, &policy);
-                if let Ok((progress, _)) = state::step(&record.progress, rules, Input::Crash, now) {
+                if let Ok((progress, _)) = state::step(&record.progress, rules, input, now) {
                     let row = row_of(&record, &progress, now, "seawall", "restart", None);
                     record.progress = progress;
                     record.is_ticket = true;
@@ -217,6 +227,13 @@ impl Queue {
             let rest = record.next_at.map_or(Duration::ZERO, |at| clock::since(at, now));
             let due = rest.min(config.settings.queue.backoff_max.0);
             self.with(|book| book.restore(Arc::new(record), due));
+        }
+        if is_rolled_back && !crashed.is_empty() {
+            self.alarm(format!(
+                "the store came back older than it was: {} writes may have been sent since; none is sent before \
+                 you released or resolved it",
+                crashed.len()
+            ));
         }
         for (record, row, policy) in crashed {
             // Where this is not stored, the next start finds `sending` again and says the same.
@@ -241,7 +258,8 @@ impl Queue {
         let done = work(&mut book);
         if std::mem::take(&mut book.has_changed) {
             for state in State::ALL {
-                self.gauges[state as usize].set(book.depth(state) as i64);
+                let depth = i64::try_from(book.depth(state)).unwrap_or(i64::MAX);
+                self.gauges[state as usize].set(depth);
             }
             self.unsettled.store(book.unsettled, Ordering::Release);
             drop(book);
@@ -359,9 +377,8 @@ impl Queue {
             }
             let policy = policy_of(&config, &entry.record);
             let rules = rules_of(&config, &entry.record, &policy);
-            let (progress, effects) = state::step(&entry.record.progress, rules, input, now).map_err(|why| {
-                conflict(format!("the write {id} is {}: {why}", entry.state().as_str()))
-            })?;
+            let (progress, effects) = state::step(&entry.record.progress, rules, input, now)
+                .map_err(|why| conflict(format!("the write {id} is {}: {why}", entry.state().as_str())))?;
             let mut record = (*entry.record).clone();
             let row = row_of(&record, &progress, now, actor, what, why);
             record.progress = progress;
@@ -435,7 +452,9 @@ impl Queue {
             let _ = self.transition(id, Input::Expire, "seawall", "expired", None).await;
         }
         for id in old {
-            let Some(record) = self.with(|book| book.get(id).map(|entry| entry.record.clone())) else { continue };
+            let Some(record) = self.with(|book| book.get(id).map(|entry| entry.record.clone())) else {
+                continue;
+            };
             // On disk first: what is forgotten in memory only would come back at the next start.
             if self.journal.commit(Journal::removal(&record)).await.is_ok() {
                 self.with(|book| book.remove(id));
@@ -533,7 +552,9 @@ impl PendingWrites for Queue {
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Queue").field("unsettled", &self.unsettled.load(Ordering::Relaxed)).finish_non_exhaustive()
+        f.debug_struct("Queue")
+            .field("unsettled", &self.unsettled.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
     }
 }
 
@@ -542,15 +563,17 @@ async fn read_answer(response: http::Response<Body>) -> Result<Answer, ProxyErro
     let (parts, body) = response.into_parts();
     match buffer::read(body, MAX_ANSWER as u64, |_| true).await {
         Ok(body) => Ok(Answer { parts, body }),
-        Err(error) => match delivery::of_answer(parts.status, parts.headers.contains_key(header::RETRY_AFTER)) {
-            delivery::Delivery::Answered(_) | delivery::Delivery::NotSent(_) => {
-                Err(ProxyError::Cut(error.to_string()))
+        Err(error) => {
+            match delivery::of_answer(parts.status, parts.headers.contains_key(header::RETRY_AFTER)) {
+                delivery::Delivery::Answered(_) | delivery::Delivery::NotSent(_) => {
+                    Err(ProxyError::Cut(error.to_string()))
+                }
+                // Its status says all that counts.
+                delivery::Delivery::Refused(_) | delivery::Delivery::Ambiguous(_) => {
+                    Ok(Answer { parts, body: Read::Whole(Bytes::new()) })
+                }
             }
-            // Its status says all that counts.
-            delivery::Delivery::Refused(_) | delivery::Delivery::Ambiguous(_) => {
-                Ok(Answer { parts, body: Read::Whole(Bytes::new()) })
-            }
-        },
+        }
     }
 }
 
@@ -571,7 +594,11 @@ pub(super) fn rules_of(config: &Snapshot, record: &Record, policy: &RoutePolicy)
 }
 
 /// Until when a settled record is kept.
-pub(super) fn keep_until(config: &Snapshot, record: &Record, now: jiff::Timestamp) -> Option<jiff::Timestamp> {
+pub(super) fn keep_until(
+    config: &Snapshot,
+    record: &Record,
+    now: jiff::Timestamp,
+) -> Option<jiff::Timestamp> {
     let settings = &config.settings.queue;
     let span = match record.progress.state {
         State::Done if record.is_ticket => settings.done_retention,

@@ -145,7 +145,7 @@ impl Journal {
     /// The passed credential.
     pub(super) async fn token(&self, id: WriteId) -> Result<HeaderValue, LoadError> {
         let bytes = self
-            .blocking(move |store| store.get(Tree::Body, &key(id, TOKEN)).map_err(load_error))
+            .blocking(move |store| store.get(Tree::Body, &key(id, TOKEN)).map_err(|error| load_error(&error)))
             .await?
             .ok_or_else(|| LoadError::Lost("its credential is not there".to_owned()))?;
         let mut value = HeaderValue::from_bytes(&bytes)
@@ -165,7 +165,7 @@ impl Journal {
                     }
                     ControlFlow::Continue(())
                 })
-                .map_err(load_error)?;
+                .map_err(|error| load_error(&error))?;
             Ok(rows)
         })
         .await
@@ -194,7 +194,7 @@ impl Journal {
             for number in 0..blob.chunks {
                 let chunk = store
                     .get(tree, &key(id, number))
-                    .map_err(load_error)?
+                    .map_err(|error| load_error(&error))?
                     .ok_or_else(|| LoadError::Lost(format!("chunk {number} is not there")))?;
                 bytes.extend_from_slice(&chunk);
             }
@@ -232,7 +232,7 @@ fn key(id: WriteId, number: u32) -> Vec<u8> {
     key
 }
 
-fn load_error(error: StoreError) -> LoadError {
+fn load_error(error: &StoreError) -> LoadError {
     match error {
         StoreError::Undecryptable { .. } => LoadError::Lost(error.to_string()),
         _ => LoadError::Unreadable(error.to_string()),

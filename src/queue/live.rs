@@ -20,7 +20,7 @@ use super::record::{
 };
 use super::state::{self, Effects, Input, Progress, Rules, State};
 use crate::clock;
-use crate::config::raw::OnUnknown;
+use crate::config::raw::{OnUnknown, PassthroughWrites};
 use crate::context::{BoxFuture, Call, Credential, RequestContext, Upstream};
 use crate::error::ProxyError;
 use crate::flexport::routes::WriteClass;
@@ -114,13 +114,13 @@ struct Guard {
 
 impl Queue {
     /// Looks for an earlier one; a new one joins its order under the same lock.
-    pub(super) fn enter(self: &Arc<Self>, draft: Draft) -> Result<Entered, Draft> {
+    pub(super) fn enter(self: &Arc<Self>, draft: Draft) -> Result<Entered, Box<Draft>> {
         let now = self.clock.now();
-        let mut fresh = self.record(&draft, now);
+        let mut fresh = record_of(&draft, now);
         // In JSON a letter takes up at most two bytes, whatever fields may hold.
         let header = fresh.size() - fresh.body.len;
         if header > (record::MAX_HEADER / 3) as u64 && fresh.encode().len() > record::MAX_HEADER {
-            return Err(draft);
+            return Err(Box::new(draft));
         }
         let turn = Arc::new(Notify::new());
         let earlier = self.with(|book| {
@@ -153,58 +153,55 @@ impl Queue {
             })),
         })
     }
+}
 
-    fn record(&self, draft: &Draft, now: jiff::Timestamp) -> Record {
-        let ctx = &draft.ctx;
-        let id = WriteId::random();
-        let path = record::path_of(&ctx.asked.target);
-        let order = match &draft.order {
-            Some(name) => Arc::from(name.as_str()),
-            None => super::order::name(&ctx.route.queue.order, path, &draft.body, id),
-        };
-        let longest = ctx.config.settings.queue.max_age.0;
-        let max_age = draft.max_age.map_or(longest, |asked| asked.min(longest));
-        let identity = ctx.identity();
-        Record {
-            write_id: id,
-            seq: 0,
-            order,
-            partition: draft.partition,
-            owner: draft.owner,
-            caller: identity.caller.clone(),
-            credential: match &identity.credential {
-                Credential::Alias(name) => CredentialRef::Alias(name.clone()),
-                Credential::Passed(_) | Credential::None => CredentialRef::Passed,
-            },
-            method: ctx.method.as_str().to_owned(),
-            target: ctx.asked.target.clone(),
-            fields: record::kept_request_fields(&draft.headers),
-            route: ctx.route.label().into(),
-            group: ctx.route.group.clone(),
-            class: draft.class,
-            key: draft.key.clone().unwrap_or_else(crate::ids::idempotency_key),
-            key_is_callers: draft.key.is_some(),
-            fingerprint: draft.fingerprint,
-            twin: draft.twin,
-            body: draft.blob,
-            is_ticket: false,
-            progress: Progress::new(),
-            accepted_at: now,
-            expires_at: clock::after(now, max_age),
-            next_at: None,
-            keep_until: None,
-            answer: None,
-            audited: 0,
-        }
+/// The record of a draft, without its place.
+fn record_of(draft: &Draft, now: jiff::Timestamp) -> Record {
+    let ctx = &draft.ctx;
+    let id = WriteId::random();
+    let path = record::path_of(&ctx.asked.target);
+    let order = match &draft.order {
+        Some(name) => Arc::from(name.as_str()),
+        None => super::order::name(&ctx.route.queue.order, path, &draft.body, id),
+    };
+    let longest = ctx.config.settings.queue.max_age.0;
+    let max_age = draft.max_age.map_or(longest, |asked| asked.min(longest));
+    let identity = ctx.identity();
+    Record {
+        write_id: id,
+        seq: 0,
+        order,
+        partition: draft.partition,
+        owner: draft.owner,
+        caller: identity.caller.clone(),
+        credential: match &identity.credential {
+            Credential::Alias(name) => CredentialRef::Alias(name.clone()),
+            Credential::Passed(_) | Credential::None => CredentialRef::Passed,
+        },
+        method: ctx.method.as_str().to_owned(),
+        target: ctx.asked.target.clone(),
+        fields: record::kept_request_fields(&draft.headers),
+        route: ctx.route.label().into(),
+        group: ctx.route.group.clone(),
+        class: draft.class,
+        key: draft.key.clone().unwrap_or_else(crate::ids::idempotency_key),
+        key_is_callers: draft.key.is_some(),
+        fingerprint: draft.fingerprint,
+        twin: draft.twin,
+        body: draft.blob,
+        is_ticket: false,
+        progress: Progress::new(),
+        accepted_at: now,
+        expires_at: clock::after(now, max_age),
+        next_at: None,
+        keep_until: None,
+        answer: None,
+        audited: 0,
     }
 }
 
 /// The earlier write that a draft repeats; without a `Repeat` where its key belongs to another request.
-fn find(
-    book: &super::book::Book,
-    draft: &Draft,
-    now: jiff::Timestamp,
-) -> Option<(Option<Repeat>, WriteId)> {
+fn find(book: &super::book::Book, draft: &Draft, now: jiff::Timestamp) -> Option<(Option<Repeat>, WriteId)> {
     if let Some(key) = &draft.key {
         let id = book.index.by_key(&dedupe::key_digest(draft.partition, draft.owner, key))?;
         let entry = book.get(id)?;
@@ -361,12 +358,8 @@ impl Live {
                     let row = hub::row_of(&record, &progress, now, "caller", "sent", None);
                     record.progress = progress;
                     record.audited = 1;
-                    let with = With {
-                        body: Some(&body),
-                        token: token.as_ref(),
-                        audit: &[row],
-                        ..With::default()
-                    };
+                    let with =
+                        With { body: Some(&body), token: token.as_ref(), audit: &[row], ..With::default() };
                     let batch = Journal::batch(&record, &with);
                     trace.intended.store(true, Ordering::Release);
                     let stored = tokio::time::timeout(INTENT_LIMIT, queue.journal.commit(batch)).await;
@@ -388,11 +381,15 @@ impl Live {
         })
     }
 
-    /// The passed credential, which is kept with the record.
+    /// The passed credential, which is kept with the record, where that is allowed.
     fn token(&self) -> Option<HeaderValue> {
         match &self.credential {
-            Credential::Passed(value) => Some(value.clone()),
-            Credential::Alias(_) | Credential::None => None,
+            Credential::Passed(value)
+                if self.ctx.config.settings.queue.passthrough == PassthroughWrites::Sealed =>
+            {
+                Some(value.clone())
+            }
+            Credential::Passed(_) | Credential::Alias(_) | Credential::None => None,
         }
     }
 
@@ -407,7 +404,7 @@ impl Live {
         match outcome {
             Ok(answer) if answer.parts.status.is_success() => {
                 let width = self.ctx.config.settings.queue.max_parallel as usize;
-                self.queue.with(|book| book.pace.succeeded(&bucket, width));
+                self.queue.with(|book| book.pace.succeeded(&bucket, now, width));
                 if let Credential::Passed(value) = &self.credential {
                     self.queue.remember_token(self.record.partition, value);
                 }
@@ -421,7 +418,6 @@ impl Live {
                     self.queue.with(|book| book.pace.rest_group(&bucket.1, now, Some(wait)));
                 }
             }
-            Ok(_) => {}
             Err(ProxyError::BreakerOpen { retry_after, .. }) => {
                 self.queue.with(|book| book.pace.rest_group(&bucket.1, now, Some(*retry_after)));
             }
@@ -431,7 +427,7 @@ impl Live {
             Err(ProxyError::Connect(_)) => {
                 self.queue.with(|book| book.pace.rest_group(&bucket.1, now, None));
             }
-            Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
     }
 
@@ -460,7 +456,11 @@ impl Live {
     }
 
     /// The answer or error goes to the caller as it is.
-    fn pass(mut self, outcome: Result<Answer, ProxyError>, trace: &Trace) -> (Result<Reply, ProxyError>, Rest) {
+    fn pass(
+        mut self,
+        outcome: Result<Answer, ProxyError>,
+        trace: &Trace,
+    ) -> (Result<Reply, ProxyError>, Rest) {
         let answer = match outcome {
             Ok(answer) => answer,
             Err(error) => {
@@ -522,9 +522,10 @@ impl Live {
     async fn accept(mut self, input: Input, trace: &Trace) -> (Result<Reply, ProxyError>, Rest) {
         let (progress, effects) = self.advance(input, trace);
         self.record.is_ticket = true;
-        let rest = match effects.backs_off {
-            true => super::replay::backoff(&self.ctx.config, progress.attempts),
-            false => Duration::ZERO,
+        let rest = if effects.backs_off {
+            super::replay::backoff(&self.ctx.config, progress.attempts)
+        } else {
+            Duration::ZERO
         };
         let row = self.take_step(progress, "accepted", trace);
         self.record.next_at = effects.backs_off.then(|| clock::after(row.at, rest));

@@ -54,7 +54,10 @@ impl<W: Clone> Lanes<W> {
 
     /// A live write takes its place.
     pub fn join(&mut self, key: Key, seq: u64, id: WriteId, waker: W) {
-        self.lanes.entry(key).or_default().insert(seq, Place { id, kind: Kind::Live(waker), in_flight: false });
+        self.lanes
+            .entry(key)
+            .or_default()
+            .insert(seq, Place { id, kind: Kind::Live(waker), in_flight: false });
     }
 
     /// Whether the live place may be sent now; if so it is in flight.
@@ -166,6 +169,12 @@ impl<W: Clone> Lanes<W> {
     /// Whether there is no place at all.
     pub fn is_empty(&self) -> bool {
         self.lanes.is_empty()
+    }
+}
+
+impl<W: Clone> Default for Lanes<W> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

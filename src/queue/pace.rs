@@ -141,8 +141,11 @@ impl Pace {
     }
 
     /// Flexport took a write of this group and credential, live or replayed.
-    pub fn succeeded(&mut self, (payer, group): &Bucket, max_width: usize) {
-        self.pauses.remove(payer);
+    pub fn succeeded(&mut self, (payer, group): &Bucket, now: Moment, max_width: usize) {
+        // A wait that was asked for stays: this may be the answer to an older request.
+        if self.pauses.get(payer).is_some_and(|pause| pause.is_unauthorized || pause.until <= now) {
+            self.pauses.remove(payer);
+        }
         let group = self.group(group);
         group.successes += 1;
         group.is_refused = false;
@@ -166,7 +169,8 @@ impl Pace {
         group.is_refused = true;
         group.streak = 0;
         group.width = 1;
-        let wait = wait.unwrap_or_else(|| doubled(Duration::from_secs(1), group.misses, Duration::from_secs(60)));
+        let wait =
+            wait.unwrap_or_else(|| doubled(Duration::from_secs(1), group.misses, Duration::from_secs(60)));
         group.misses = group.misses.saturating_add(1);
         group.until = now + wait.min(LONGEST);
         group.until
@@ -230,7 +234,10 @@ impl Pace {
 
     /// Groups that rest, with the time when they try again.
     pub fn resting(&self, now: Moment) -> impl Iterator<Item = (&Arc<str>, Moment)> {
-        self.groups.iter().filter(move |(_, group)| group.until > now).map(|(name, group)| (name, group.until))
+        self.groups
+            .iter()
+            .filter(move |(_, group)| group.until > now)
+            .map(|(name, group)| (name, group.until))
     }
 
     /// How many are in flight.
@@ -304,7 +311,7 @@ mod tests {
         assert_eq!(pace.next(4), None, "only the end of what is in flight helps");
         pace.ended(&"g".into());
         for _ in 0..10 {
-            pace.succeeded(&bucket("a", "g"), 4);
+            pace.succeeded(&bucket("a", "g"), at(0), 4);
         }
         assert_eq!(pace.pick(at(0), 4), Some(id(2)));
         assert_eq!(pace.pick(at(0), 4), Some(id(1)));
@@ -336,6 +343,7 @@ mod tests {
         pace.arm(id(3), 3, bucket("b", "g"), at(0));
         pace.rest_payer(&Payer::Alias("a".into()), &"g".into(), at(0), Some(at(5)));
         pace.rest_payer(&Payer::Alias("a".into()), &"g".into(), at(0), Some(at(2)));
+        pace.succeeded(&bucket("a", "h"), at(1), 4);
         assert_eq!(pace.pick(at(4), 4), Some(id(3)));
         assert_eq!(pace.pick(at(4), 4), None);
         assert_eq!(pace.pick(at(5), 4), Some(id(2)), "the group `g` is busy");

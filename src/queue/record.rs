@@ -151,6 +151,8 @@ pub enum Reason {
     ServerError,
     /// The process ended while it was sent.
     Crashed,
+    /// The store came back older than it was: it may have been sent since.
+    RolledBack,
     /// 408, 421 or 425.
     AskedToWait,
     /// 401: the credential is paused.
@@ -329,6 +331,7 @@ impl Reason {
             Self::Cut => "cut",
             Self::ServerError => "server_error",
             Self::Crashed => "crashed",
+            Self::RolledBack => "rolled_back",
             Self::AskedToWait => "asked_to_wait",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
@@ -495,7 +498,8 @@ pub(super) mod tests {
     #[test]
     fn credentials_and_fields_of_the_connection_are_not_stored() {
         let mut headers = HeaderMap::new();
-        for name in ["authorization", "cookie", "proxy-authorization", "seawall-token", "connection", "host"] {
+        for name in ["authorization", "cookie", "proxy-authorization", "seawall-token", "connection", "host"]
+        {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("secret"));
         }
         headers.insert("if-match", HeaderValue::from_static("\"v1\""));

@@ -110,10 +110,8 @@ impl Queue {
     async fn replay_taken(self: &Arc<Self>, record: &Arc<Record>) {
         let config = (self.config)();
         let lost = |reason| Verdict { input: Input::Lost { reason }, rest: Rest::None };
-        let rests = Verdict {
-            input: Input::Unsent { reason: Reason::StoreFailed, status: None },
-            rest: Rest::All,
-        };
+        let rests =
+            Verdict { input: Input::Unsent { reason: Reason::StoreFailed, status: None }, rest: Rest::All };
         let trace = Arc::new(Trace::default());
         if record.expires_at <= self.clock.now() {
             let verdict = Verdict { input: Input::Expire, rest: Rest::None };
@@ -133,7 +131,10 @@ impl Queue {
         let credential = match self.credential_of(record).await {
             Ok(credential) => credential,
             Err(LoadError::Lost(why)) => {
-                self.alarm(format!("the credential of {} ({}) is lost: {why}", record.route, record.write_id));
+                self.alarm(format!(
+                    "the credential of {} ({}) is lost: {why}",
+                    record.route, record.write_id
+                ));
                 return self.settle(record, lost(Reason::Credential), None, &trace, &config).await;
             }
             Err(LoadError::Unreadable(why)) => {
@@ -238,11 +239,7 @@ impl Queue {
         self.with(|book| {
             let successes = book.pace.successes(&record.group);
             let mark = book.change(record.write_id, |entry| {
-                if is_error {
-                    *entry.mark.get_or_insert(successes)
-                } else {
-                    successes
-                }
+                if is_error { *entry.mark.get_or_insert(successes) } else { successes }
             });
             mark.is_some_and(|mark| successes > mark)
         })
@@ -266,10 +263,8 @@ impl Queue {
             .with(|book| book.get(id).map(|entry| entry.record.clone()))
             .map_or_else(|| (**taken).clone(), |record| (*record).clone());
         let mut progress = record.progress.clone();
-        let needs_attempt = !matches!(
-            verdict.input,
-            Input::Unsent { .. } | Input::Lost { .. } | Input::Expire
-        );
+        let needs_attempt =
+            !matches!(verdict.input, Input::Unsent { .. } | Input::Lost { .. } | Input::Expire);
         if needs_attempt && progress.state != State::Sending {
             // The layers below always run `before_send`; should one not, what was answered was sent all the same.
             progress = state::step(&progress, rules, Input::Send, now).map_or(progress, |(next, _)| next);
@@ -303,8 +298,8 @@ impl Queue {
                         "Flexport does not accept the credential {who}: its writes wait; change it and reload"
                     ));
                 }
-                is_given_up =
-                    record.credential == CredentialRef::Passed && moment.saturating_sub(since) > PASSED_REFUSED;
+                is_given_up = record.credential == CredentialRef::Passed
+                    && moment.saturating_sub(since) > PASSED_REFUSED;
             }
             Rest::All => book.pace.rest_all(moment + STORE_REST),
         });
@@ -341,8 +336,7 @@ impl Queue {
         if must_store {
             record.audited += 1;
             let forgets_body = matches!(record.progress.state, State::Done);
-            let with =
-                With { answer: body.as_deref(), forgets_body, audit: &[row], ..With::default() };
+            let with = With { answer: body.as_deref(), forgets_body, audit: &[row], ..With::default() };
             self.persist(Journal::batch(&record, &with), true).await;
         }
         if effects.touches {
@@ -352,7 +346,7 @@ impl Queue {
         let due = self.moment() + rest;
         self.with(|book| {
             if was_success {
-                book.pace.succeeded(&payer, config.settings.queue.max_parallel as usize);
+                book.pace.succeeded(&payer, moment, config.settings.queue.max_parallel as usize);
             }
             book.change(id, |entry| {
                 entry.record = record.clone();
@@ -401,4 +395,3 @@ fn what(progress: &state::Progress) -> &'static str {
         State::Cancelled => "cancelled",
     }
 }
-

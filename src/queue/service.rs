@@ -12,8 +12,8 @@ use crate::error::ProxyError;
 use crate::flexport::problem::{self, Asked};
 use crate::flexport::routes::OrderRule;
 use crate::http::headers::{
-    FLEXPORT_VERSION, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED, SEAWALL_DUPLICATE,
-    SEAWALL_ORDER_KEY, SEAWALL_QUEUE, SEAWALL_QUEUE_MAX_AGE, SEAWALL_SOURCE, SEAWALL_WRITE_ID, strip_framing,
+    FLEXPORT_VERSION, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED, SEAWALL_DUPLICATE, SEAWALL_ORDER_KEY,
+    SEAWALL_QUEUE, SEAWALL_QUEUE_MAX_AGE, SEAWALL_SOURCE, SEAWALL_WRITE_ID, strip_framing,
     strip_seawall_request,
 };
 use crate::http::{Body, idempotency, prefer};
@@ -117,11 +117,12 @@ async fn write(
     let (Some(partition), false) = (identity.partition, is_strict) else {
         return pass(upstream, ctx, request).await;
     };
-    let wishes = Wishes::of(request.headers())?;
     let class = policy.class.filter(|_| settings.enabled);
-    if class.is_none() && wishes.order.is_none() && policy.order == OrderRule::None {
+    let is_ordered = policy.order != OrderRule::None || request.headers().contains_key(SEAWALL_ORDER_KEY);
+    if class.is_none() && !is_ordered {
         return pass(upstream, ctx, request).await;
     }
+    let wishes = Wishes::of(request.headers())?;
     let can_keep = match &identity.credential {
         Credential::None => false,
         Credential::Alias(_) => true,
@@ -230,7 +231,9 @@ async fn write(
                             Err(_) => return in_flight,
                         }
                     }
-                    Repeat::Fresh => return Err(ProxyError::Internal("a fresh write is no repeat".to_owned())),
+                    Repeat::Fresh => {
+                        return Err(ProxyError::Internal("a fresh write is no repeat".to_owned()));
+                    }
                     Repeat::InFlight => return Err(ProxyError::KeyInFlight { write_id: Some(id) }),
                     Repeat::Ticket | Repeat::Answer | Repeat::Unknown => {}
                 }
@@ -295,10 +298,10 @@ impl Queue {
         if is_repeat {
             headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
         }
-        if let Some(wait) = waited {
-            if let Ok(value) = HeaderValue::from_str(&format!("wait={}", wait.as_secs())) {
-                headers.insert(PREFERENCE_APPLIED, value);
-            }
+        if let Some(wait) = waited
+            && let Ok(value) = HeaderValue::from_str(&format!("wait={}", wait.as_secs()))
+        {
+            headers.insert(PREFERENCE_APPLIED, value);
         }
         Ok(response)
     }
@@ -393,7 +396,9 @@ impl Wishes {
         let order = match headers.get(SEAWALL_ORDER_KEY) {
             None => None,
             Some(value) => match value.to_str() {
-                Ok(text) if !text.trim().is_empty() && text.len() <= MAX_ORDER_KEY => Some(text.trim().to_owned()),
+                Ok(text) if !text.trim().is_empty() && text.len() <= MAX_ORDER_KEY => {
+                    Some(text.trim().to_owned())
+                }
                 _ => return Err(bad("Seawall-Order-Key", "send 1 to 255 printable ASCII characters")),
             },
         };

@@ -125,6 +125,8 @@ pub enum Input {
     },
     /// The process ended meanwhile.
     Crash,
+    /// The store came back older than it was acknowledged to be: this may have been sent and settled since.
+    RollBack,
     /// Its time is up.
     Expire,
     /// Its owner or an operator takes it back.
@@ -305,6 +307,18 @@ pub fn step(
                 settle(&mut to, Unknown, rules, None);
             }
         }
+        (Input::RollBack, Pending | Waiting | Sending) => {
+            to.maybe_applied = true;
+            to.reason = Some(Reason::RolledBack);
+            effects.touches = true;
+            if rules.replayable {
+                // Its value may be older than what Flexport holds now: a person lets it go on, or cancels by age.
+                to.state = Waiting;
+                to.held = true;
+            } else {
+                settle(&mut to, Unknown, rules, None);
+            }
+        }
         (Input::Success { status }, Sending) => {
             to.reason = None;
             to.status = Some(status);
@@ -387,6 +401,7 @@ pub fn step(
             | Input::Later { .. }
             | Input::Lost { .. }
             | Input::Crash
+            | Input::RollBack
             | Input::Expire,
             _,
         ) => return Err(Refused("it is not in a state for this")),

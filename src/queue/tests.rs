@@ -5,7 +5,8 @@ use crate::clock::Clock;
 use crate::config::raw::Span;
 use crate::config::{Settings, Snapshot};
 use crate::context::{
-    Credential, Identity, Lane, PendingWrites, RequestContext, Settled, SettledWrite, Upstream, UpstreamRequest,
+    Credential, Identity, Lane, PendingWrites, RequestContext, Settled, SettledWrite, Upstream,
+    UpstreamRequest,
 };
 use crate::error::ProxyError;
 use crate::event::Bus;
@@ -13,12 +14,12 @@ use crate::flexport::problem::Asked;
 use crate::flexport::routes::{RoutePolicy, RouteTable, built_in};
 use crate::http::Body;
 use crate::ids::{OwnerId, PartitionId, WriteId};
-use crate::store::{MemStore, Tree};
+use crate::store::{MemStore, Store, Tree};
 use crate::task::Tasks;
 use crate::telemetry::Metrics;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -172,6 +173,10 @@ impl Rig {
     }
 
     async fn on(store: MemStore, world: Arc<World>, settings: Settings) -> Self {
+        Self::open(store, world, settings, false).await
+    }
+
+    async fn open(store: MemStore, world: Arc<World>, settings: Settings, is_rolled_back: bool) -> Self {
         let clock = Clock::anchored("2026-01-01T00:00:00Z".parse().unwrap());
         let current = Arc::new(Mutex::new(snapshot(settings, 1)));
         let (changes, receiver) = watch::channel(0);
@@ -187,6 +192,7 @@ impl Rig {
             metrics: Metrics::new(),
             bus: Bus::new(clock),
             tasks: tasks.clone(),
+            is_rolled_back,
         })
         .await
         .unwrap();
@@ -236,7 +242,13 @@ impl Rig {
         })
     }
 
-    fn request(&self, method: Method, target: &str, body: &str, fields: &[(&'static str, &str)]) -> Request<Body> {
+    fn request(
+        &self,
+        method: Method,
+        target: &str,
+        body: &str,
+        fields: &[(&'static str, &str)],
+    ) -> Request<Body> {
         self.request_as(Credential::Alias("main".into()), method, target, body, fields)
     }
 
@@ -284,9 +296,11 @@ impl Rig {
     }
 
     fn state(&self, id: WriteId) -> Option<State> {
-        self.queue.list(&Filter { limit: 1000, ..Filter::default() }).writes.iter().find_map(|ticket| {
-            (ticket.write_id == id).then_some(ticket.state)
-        })
+        self.queue
+            .list(&Filter { limit: 1000, ..Filter::default() })
+            .writes
+            .iter()
+            .find_map(|ticket| (ticket.write_id == id).then_some(ticket.state))
     }
 
     async fn until(&self, id: WriteId, state: State) {
@@ -497,14 +511,17 @@ async fn a_replayable_write_in_doubt_is_sent_again() {
     assert_eq!(rig.world.bodies(), ["{\"v\":1}"; 3]);
     let keys: std::collections::HashSet<_> = rig.world.arrivals().into_iter().map(|one| one.key).collect();
     assert_eq!(keys.len(), 1);
-    assert!(rig.queue.cancel(sent.id(), "x", "a test").await.is_err());
+    assert!(rig.queue.cancel(sent.id(), "x", "y").await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_create_in_doubt_is_unknown_and_its_twin_is_not_sent() {
-    for act in [Act::Fail(ProxyError::HeadTimeout), Act::Answer(500, &[], ""), Act::Panic,
-        Act::Answer(503, &[("retry-after", "1")], "")]
-    {
+    for act in [
+        Act::Fail(ProxyError::HeadTimeout),
+        Act::Answer(500, &[], ""),
+        Act::Panic,
+        Act::Answer(503, &[("retry-after", "1")], ""),
+    ] {
         let rig = Rig::new().await;
         rig.world.next(act);
         let sent = rig.post("/bookings", "{}", &[]).await;
@@ -517,7 +534,7 @@ async fn a_create_in_doubt_is_unknown_and_its_twin_is_not_sent() {
         let rig = rig.restart().await;
         assert_eq!(rig.state(id), Some(State::Unknown));
         assert_eq!(rig.post("/bookings", "{}", &[]).await.status, 504);
-        tokio::time::sleep(Duration::from_secs(4 * 24 * 3600)).await;
+        tokio::time::sleep(Duration::from_secs(73 * 3600)).await;
         assert_eq!(rig.state(id), Some(State::Unknown), "it does not expire");
         assert_eq!(rig.world.arrivals().len(), 1);
         // Another booking is not held up.
@@ -565,6 +582,22 @@ async fn a_crash_while_replaying_sends_a_replayable_write_again_and_a_create_nev
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(after.world.arrivals().len(), usize::from(expected == State::Waiting));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_from_a_store_that_came_back_older() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let booking = rig.post("/bookings", "{}", &[]).await.id();
+    let patch = rig.patch("/shipments/1", "{}", &[]).await.id();
+    let rig = Rig::open(rig.store.crash(), Arc::default(), Settings::default(), true).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(rig.world.arrivals().is_empty());
+    assert_eq!((rig.state(booking), rig.state(patch)), (Some(State::Unknown), Some(State::Waiting)));
+    assert!(rig.queue.get(patch).await.unwrap().is_held);
+    rig.queue.release(patch, "ann", "nothing newer").await.unwrap();
+    rig.until(patch, State::Done).await;
+    assert_eq!(rig.world.arrivals().len(), 1);
 }
 
 // --- order ---
@@ -629,6 +662,9 @@ async fn what_must_not_be_queued_does_not_overtake_either() {
     let never = rig.patch("/shipments/1", "2", &[("seawall-queue", "never")]).await;
     assert_eq!((never.status, never.id()), (409, id));
     assert!(matches!(never.error, Some(ProxyError::OrderConflict { .. })));
+    let request = rig.request(Method::DELETE, "/x", "", &[("seawall-order-key", "shipments/1")]);
+    let other = Sent::of(rig.send(request).await).await;
+    assert_eq!((other.status, other.id()), (409, id));
     let alone = rig.patch("/shipments/2", "2", &[("seawall-queue", "never")]).await;
     assert!(matches!(alone.error, Some(ProxyError::BreakerOpen { .. })));
     assert_eq!(rig.queue.list(&Filter::default()).writes.len(), 1);
@@ -874,7 +910,8 @@ async fn a_passed_credential_is_sealed_with_its_record_and_a_newer_one_replaces_
     let rig = Rig::new().await;
     rig.world.next(Act::Refuse(open()));
     let passed = || Credential::Passed(HeaderValue::from_static("Bearer mine"));
-    let id = Sent::of(rig.send(rig.request_as(passed(), Method::POST, "/bookings", "{}", &[])).await).await.id();
+    let id =
+        Sent::of(rig.send(rig.request_as(passed(), Method::POST, "/bookings", "{}", &[])).await).await.id();
     let rig = rig.restart().await;
     rig.until(id, State::Done).await;
     assert_eq!(rig.world.arrivals()[0].token.as_deref(), Some("Bearer mine"));
@@ -884,6 +921,14 @@ async fn a_passed_credential_is_sealed_with_its_record_and_a_newer_one_replaces_
     rig.world.next(Act::Refuse(open()));
     let sent = Sent::of(rig.send(rig.request_as(passed(), Method::POST, "/bookings", "{}", &[])).await).await;
     assert!(matches!(sent.error, Some(ProxyError::BreakerOpen { .. })));
+    // Not even a create in doubt leaves the token on disk.
+    rig.world.next(Act::Fail(ProxyError::HeadTimeout));
+    let request = rig.request_as(passed(), Method::POST, "/bookings", "{\"b\":1}", &[]);
+    let id = Sent::of(rig.send(request).await).await.id();
+    rig.settle().await;
+    let mut key = id.as_bytes().to_vec();
+    key.extend_from_slice(&u32::MAX.to_be_bytes());
+    assert_eq!(rig.store.get(Tree::Body, &key).unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -941,7 +986,9 @@ async fn poison_dies_while_others_succeed_and_keeps_waiting_in_an_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_too_long_expires() {
-    let rig = Rig::new().await;
+    let mut settings = Settings::default();
+    settings.queue.dead_retention = Span(Duration::from_secs(80 * 3600));
+    let rig = Rig::with(settings).await;
     rig.world.always(Some(Act::Refuse(open())));
     let short = rig.post("/bookings", "{\"a\":1}", &[("seawall-queue-max-age", "60")]).await.id();
     let long = rig.post("/bookings", "{\"a\":2}", &[]).await.id();
@@ -951,9 +998,10 @@ async fn what_waits_too_long_expires() {
     tokio::time::sleep(Duration::from_secs(72 * 3600)).await;
     assert_eq!(rig.state(long), Some(State::Expired));
     assert!(!rig.queue.get(long).await.unwrap().maybe_applied);
-    // Kept for a month, then forgotten, on disk too.
-    tokio::time::sleep(Duration::from_secs(31 * 24 * 3600)).await;
+    // Kept for its time, then forgotten, on disk too.
+    tokio::time::sleep(Duration::from_secs(81 * 3600)).await;
     assert_eq!(rig.state(short), None);
+    assert_eq!(rig.state(long), None);
     let rig = rig.restart().await;
     assert!(rig.queue.list(&Filter::default()).writes.is_empty());
     assert!(rig.world.arrivals().is_empty());
@@ -968,8 +1016,11 @@ async fn what_was_not_sent_can_be_cancelled_and_held() {
     let id = rig.post("/bookings", "{\"a\":1}", &[]).await.id();
     let held = rig.post("/bookings", "{\"a\":2}", &[]).await.id();
     rig.queue.hold(held, "ann", "check first").await.unwrap();
-    assert_eq!(rig.queue.cancel(id, "caller", "a test").await.unwrap().state, State::Cancelled);
-    assert!(matches!(rig.queue.cancel(id, "caller", "a test").await, Err(ProxyError::Conflict { .. })));
+    assert_eq!(rig.queue.cancel(id, "caller", "changed my mind").await.unwrap().state, State::Cancelled);
+    assert!(matches!(
+        rig.queue.cancel(id, "caller", "changed my mind").await,
+        Err(ProxyError::Conflict { .. })
+    ));
     rig.world.always(None);
     rig.changes.send(1).unwrap();
     tokio::time::sleep(Duration::from_secs(600)).await;
@@ -1003,7 +1054,9 @@ async fn only_the_owner_sees_a_ticket() {
 async fn reads_and_unqueued_routes_pass() {
     let rig = Rig::new().await;
     rig.world.always(Some(Act::Refuse(open())));
-    for (method, target) in [(Method::GET, "/bookings"), (Method::POST, "/oauth/token"), (Method::DELETE, "/x")] {
+    for (method, target) in
+        [(Method::GET, "/bookings"), (Method::POST, "/oauth/token"), (Method::DELETE, "/x")]
+    {
         let sent = Sent::of(rig.send(rig.request(method, target, "{}", &[])).await).await;
         assert!(matches!(sent.error, Some(ProxyError::BreakerOpen { .. })));
     }

@@ -226,7 +226,8 @@ impl Queue {
         loop {
             let changes = self.with(|book| {
                 let entry = book.get(id)?;
-                let is_settled = !entry.live && (!entry.state().is_unsettled() || entry.state() == State::Unknown);
+                let is_settled =
+                    !entry.live && (!entry.state().is_unsettled() || entry.state() == State::Unknown);
                 if is_settled { None } else { book.watch(id) }
             });
             let Some(mut changes) = changes else { return true };
@@ -239,7 +240,12 @@ impl Queue {
     }
 
     /// Takes a write back that was certainly not applied.
-    pub async fn cancel(self: &Arc<Self>, id: WriteId, actor: &str, why: &str) -> Result<TicketView, ProxyError> {
+    pub async fn cancel(
+        self: &Arc<Self>,
+        id: WriteId,
+        actor: &str,
+        why: &str,
+    ) -> Result<TicketView, ProxyError> {
         self.operate(id, Input::Cancel, actor, "cancelled", Some(why.to_owned())).await
     }
 
@@ -266,17 +272,32 @@ impl Queue {
     }
 
     /// Has a dead or expired write sent after all.
-    pub async fn retry(self: &Arc<Self>, id: WriteId, actor: &str, why: &str) -> Result<TicketView, ProxyError> {
+    pub async fn retry(
+        self: &Arc<Self>,
+        id: WriteId,
+        actor: &str,
+        why: &str,
+    ) -> Result<TicketView, ProxyError> {
         self.operate(id, Input::Retry, actor, "retried", Some(why.to_owned())).await
     }
 
     /// Keeps a write back.
-    pub async fn hold(self: &Arc<Self>, id: WriteId, actor: &str, why: &str) -> Result<TicketView, ProxyError> {
+    pub async fn hold(
+        self: &Arc<Self>,
+        id: WriteId,
+        actor: &str,
+        why: &str,
+    ) -> Result<TicketView, ProxyError> {
         self.operate(id, Input::Hold, actor, "held", Some(why.to_owned())).await
     }
 
     /// Lets a held write go on, or those behind a dead or unknown one.
-    pub async fn release(self: &Arc<Self>, id: WriteId, actor: &str, why: &str) -> Result<TicketView, ProxyError> {
+    pub async fn release(
+        self: &Arc<Self>,
+        id: WriteId,
+        actor: &str,
+        why: &str,
+    ) -> Result<TicketView, ProxyError> {
         self.operate(id, Input::Release, actor, "released", Some(why.to_owned())).await
     }
 
@@ -351,23 +372,20 @@ impl Queue {
             (None, None) => None,
         };
         let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::OK);
-        let mut response = match body {
-            Some(bytes) => {
-                let mut response = Response::new(Body::from(bytes));
-                *response.headers_mut() = header_map(&head.fields);
-                *response.status_mut() = status;
-                response
-            }
+        let mut response = if let Some(bytes) = body {
+            let mut response = Response::new(Body::from(bytes));
+            *response.headers_mut() = header_map(&head.fields);
+            *response.status_mut() = status;
+            response
+        } else {
             // Too long to keep, or lost: its status and what it names are all that is left.
-            None => {
-                let body = problem::envelope(asked, &Value::Null, &Value::Null);
-                let mut response = problem::json_response(status, "application/json", &body);
-                let mut fields = header_map(&head.fields);
-                fields.remove(http::header::CONTENT_TYPE);
-                fields.remove(http::header::CONTENT_ENCODING);
-                response.headers_mut().extend(fields);
-                response
-            }
+            let body = problem::envelope(asked, &Value::Null, &Value::Null);
+            let mut response = problem::json_response(status, "application/json", &body);
+            let mut fields = header_map(&head.fields);
+            fields.remove(http::header::CONTENT_TYPE);
+            fields.remove(http::header::CONTENT_ENCODING);
+            response.headers_mut().extend(fields);
+            response
         };
         response.headers_mut().insert(SEAWALL_SOURCE, HeaderValue::from_static("queue"));
         Ok(response)
@@ -384,7 +402,8 @@ impl Queue {
             let record = &entry.record;
             let group = book.pace.resting(moment).find(|(group, _)| **group == record.group);
             let until = group.map_or(Duration::ZERO, |(_, until)| until).max(entry.due);
-            let retry_after = until.saturating_sub(moment).clamp(Duration::from_secs(2), Duration::from_secs(60));
+            let retry_after =
+                until.saturating_sub(moment).clamp(Duration::from_secs(2), Duration::from_secs(60));
             Some(Facts {
                 state: shown(entry),
                 order_key: record.order.clone(),

@@ -121,7 +121,11 @@ impl Stream {
 }
 
 impl hyper::rt::Read for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.prefix_at < this.prefix.len() {
             let rest = &this.prefix[this.prefix_at..];
@@ -145,7 +149,8 @@ impl hyper::rt::Read for Stream {
             }
             Poll::Pending => {
                 let Some((deadline, is_head)) = this.read_limit() else { return Poll::Pending };
-                let timer = this.read_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                let timer =
+                    this.read_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
                 if timer.deadline() != deadline {
                     timer.as_mut().reset(deadline);
                 }

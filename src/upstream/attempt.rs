@@ -99,7 +99,10 @@ impl tower::Service<UpstreamRequest> for Attempt {
 // === impl Shared ===
 
 impl Shared {
-    async fn run(&self, UpstreamRequest { request, mut call }: UpstreamRequest) -> Result<Response<Body>, ProxyError> {
+    async fn run(
+        &self,
+        UpstreamRequest { request, mut call }: UpstreamRequest,
+    ) -> Result<Response<Body>, ProxyError> {
         let request = self.outbound(request, &call)?;
         if call.deadline <= Instant::now() {
             return Err(ProxyError::DeadlineBeforeSending);
@@ -135,7 +138,8 @@ impl Shared {
                 if let Some(observer) = &call.observer {
                     observer.answered(delivery, head_after);
                 }
-                let watch = Watch { outcome, observer: call.observer.take(), slot: call.slot.take(), in_flight };
+                let watch =
+                    Watch { outcome, observer: call.observer.take(), slot: call.slot.take(), in_flight };
                 Ok(inbound(response, is_head, *limits.body_idle_timeout, watch))
             }
             Err(error) => {
@@ -158,7 +162,9 @@ impl Shared {
         let (parts, _) = request.into_parts();
         let first = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
         match self.client.send(first).await {
-            Err(ProxyError::Unsent(_)) => self.client.send(Request::from_parts(parts, Body::from(bytes))).await,
+            Err(ProxyError::Unsent(_)) => {
+                self.client.send(Request::from_parts(parts, Body::from(bytes))).await
+            }
             result => result,
         }
     }
@@ -195,7 +201,9 @@ impl Shared {
             }
             Credential::Alias(name) => {
                 let value = call.config.credentials.get(name).ok_or_else(|| {
-                    ProxyError::Internal(format!("the credential {name} is not in the configuration any more"))
+                    ProxyError::Internal(format!(
+                        "the credential {name} is not in the configuration any more"
+                    ))
                 })?;
                 parts.headers.insert(header::AUTHORIZATION, value.clone());
             }
@@ -211,7 +219,12 @@ impl Shared {
 }
 
 /// The answer as the layers above see it: end-to-end fields only; its length is the body's.
-fn inbound(response: Response<hyper::body::Incoming>, is_head: bool, idle: Duration, watch: Watch) -> Response<Body> {
+fn inbound(
+    response: Response<hyper::body::Incoming>,
+    is_head: bool,
+    idle: Duration,
+    watch: Watch,
+) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_seawall_response(&mut parts.headers);

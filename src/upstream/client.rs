@@ -28,7 +28,9 @@ pub struct Client(legacy::Client<Connector, Body>);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No usable trust store.
-    #[error("TLS cannot be set up: {0}; install the system's CA certificates, or name a bundle in SSL_CERT_FILE")]
+    #[error(
+        "TLS cannot be set up: {0}; install the system's CA certificates, or name a bundle in SSL_CERT_FILE"
+    )]
     Tls(#[from] rustls::Error),
 }
 
@@ -56,7 +58,11 @@ impl Client {
         tcp.set_keepalive(Some(*settings.tcp_keepalive));
         // One limit for DNS, TCP and TLS together stands in `Connector`; this one makes happy eyeballs move on.
         tcp.set_connect_timeout(Some(*settings.connect_timeout));
-        let tls = if settings.base_url.starts_with("https:") { Some(TlsConnector::from(tls::config()?)) } else { None };
+        let tls = if settings.base_url.starts_with("https:") {
+            Some(TlsConnector::from(tls::config()?))
+        } else {
+            None
+        };
         let connector = Connector { tcp, tls, limit: *settings.connect_timeout };
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())

@@ -85,7 +85,9 @@ where
 
 fn rewrite(response: Response<Body>, bases: &Arc<Bases>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
-    if let Some(location) = parts.headers.get(header::LOCATION).and_then(|value| bases.rewrite_location(value)) {
+    if let Some(location) =
+        parts.headers.get(header::LOCATION).and_then(|value| bases.rewrite_location(value))
+    {
         parts.headers.insert(header::LOCATION, location);
     }
     if !is_json(parts.headers.get(header::CONTENT_TYPE)) {
@@ -113,7 +115,8 @@ fn rewrite(response: Response<Body>, bases: &Arc<Bases>) -> Response<Body> {
 
 /// `application/json` and `application/<something>+json`, with or without parameters.
 fn is_json(content_type: Option<&HeaderValue>) -> bool {
-    let Some(essence) = content_type.and_then(|value| value.as_bytes().split(|byte| *byte == b';').next()) else {
+    let Some(essence) = content_type.and_then(|value| value.as_bytes().split(|byte| *byte == b';').next())
+    else {
         return false;
     };
     let essence = essence.trim_ascii();
@@ -127,7 +130,10 @@ impl HttpBody for RewrittenBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         loop {
             if let Some(bytes) = this.ready.pop_front() {

@@ -16,5 +16,5 @@ mod tls;
 
 pub use attempt::Attempt;
 pub use client::{Client, ClientError};
-pub use links::{LinksLayer, Links};
+pub use links::{Links, LinksLayer};
 pub use probe::{Target, run as run_probes};

@@ -77,7 +77,9 @@ fn imports(text: &str) -> Vec<String> {
         let code = line.split("//").next().unwrap_or_default();
         for part in code.split("crate::").skip(1) {
             if let Some(group) = part.strip_prefix('{') {
-                let names = group.split(['{', '}', ',']).map(|name| name.split("::").next().unwrap_or_default().trim());
+                let names = group
+                    .split(['{', '}', ','])
+                    .map(|name| name.split("::").next().unwrap_or_default().trim());
                 found.extend(names.map(str::to_owned));
             } else {
                 let name: String = part.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
@@ -96,7 +98,9 @@ fn modules_import_only_their_own_row_and_those_above() {
         if path.ends_with("tests.rs") || path.components().any(|part| part.as_os_str() == "tests") {
             continue;
         }
-        let row = *rows.get(module.as_str()).unwrap_or_else(|| panic!("{module} stands in no row: add it to the table"));
+        let row = *rows
+            .get(module.as_str())
+            .unwrap_or_else(|| panic!("{module} stands in no row: add it to the table"));
         for import in imports(without_tests(&text)) {
             let Some(imported) = rows.get(import.as_str()) else { continue };
             let is_own = import == module;
@@ -105,7 +109,8 @@ fn modules_import_only_their_own_row_and_those_above() {
             let is_simulator_clean = module != "sim" || is_own || *imported <= 1;
             let is_named = EXCEPTIONS.contains(&(module.as_str(), import.as_str()));
             if !((is_own || is_above || is_beside) && is_simulator_clean || is_named) {
-                wrong.push(format!("{}: {module} (row {row}) uses {import} (row {imported})", path.display()));
+                wrong
+                    .push(format!("{}: {module} (row {row}) uses {import} (row {imported})", path.display()));
             }
         }
     }
@@ -122,7 +127,9 @@ fn pure_files_have_no_tokio_and_no_input_or_output() {
         pure += 1;
         for (number, line) in without_tests(&text).lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            for banned in ["tokio::", "std::fs", "std::net::Tcp", "std::thread", "std::io::", ".await", "async fn"] {
+            for banned in
+                ["tokio::", "std::fs", "std::net::Tcp", "std::thread", "std::io::", ".await", "async fn"]
+            {
                 // The instant is tokio's, so that paused tests move it; taking it as a value is pure.
                 let is_instant = banned == "tokio::" && code.contains("tokio::time::Instant");
                 assert!(
@@ -139,7 +146,10 @@ fn pure_files_have_no_tokio_and_no_input_or_output() {
 
 #[test]
 fn the_test_of_the_rows_sees_what_it_should() {
-    assert_eq!(imports("use crate::cache::{Cache};\n// crate::queue\nlet x = crate::breaker::y();"), ["cache", "breaker"]);
+    assert_eq!(
+        imports("use crate::cache::{Cache};\n// crate::queue\nlet x = crate::breaker::y();"),
+        ["cache", "breaker"]
+    );
     assert!(imports("use crate::{http::Body, store};").contains(&"store".to_owned()));
     assert_eq!(without_tests("a\n#[cfg(test)]\nmod tests {\nuse crate::app;"), "a\n");
 }

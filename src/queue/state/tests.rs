@@ -45,7 +45,8 @@ fn what_may_have_been_applied_is_not_cancelled() {
 
 #[test]
 fn poison_dies_only_while_others_succeed() {
-    let error = |others_succeed| Input::Doubt { reason: Reason::ServerError, status: Some(500), others_succeed };
+    let error =
+        |others_succeed| Input::Doubt { reason: Reason::ServerError, status: Some(500), others_succeed };
     let mut progress = Progress::new();
     for _ in 0..20 {
         progress = step(&progress, R, Input::Send, NOW).unwrap().0;
@@ -82,6 +83,7 @@ fn inputs() -> impl Strategy<Value = Input> {
         1 => Just(Input::Later { status: 425 }),
         1 => Just(Input::Lost { reason: Reason::Undecryptable }),
         1 => Just(Input::Crash),
+        1 => Just(Input::RollBack),
         1 => Just(Input::Expire),
         1 => Just(Input::Cancel),
         1 => Just(Input::Hold),
@@ -111,7 +113,7 @@ proptest! {
                 prop_assert!(next.attempts == progress.attempts + 1);
             }
             match input {
-                Input::Doubt { .. } | Input::Crash => { in_doubt = true; prop_assert!(effects.touches); }
+                Input::Doubt { .. } | Input::Crash | Input::RollBack => { in_doubt = true; prop_assert!(effects.touches); }
                 Input::Success { .. } => { done = true; prop_assert!(effects.touches); }
                 Input::Resolve(Verdict::Applied) => done = true,
                 Input::Resolve(Verdict::NotApplied) => in_doubt = false,

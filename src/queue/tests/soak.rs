@@ -115,6 +115,7 @@ impl Soak {
             metrics: Metrics::new(),
             bus: Bus::new(clock),
             tasks: tasks.clone(),
+            is_rolled_back: false,
         })
         .await
         .unwrap();
@@ -159,7 +160,12 @@ async fn soak(seed: u64) {
                 (Method::POST, "/bookings".to_owned())
             };
             let text = next.to_string();
-            callers.push((path.clone(), next, is_patch, soak.start(soak.rig.request(method, &path, &text, &[]))));
+            callers.push((
+                path.clone(),
+                next,
+                is_patch,
+                soak.start(soak.rig.request(method, &path, &text, &[])),
+            ));
             // So that the order of the calls is the order of joining.
             tokio::task::yield_now().await;
             tokio::time::sleep(Duration::from_millis(random.u64(0..60))).await;
@@ -197,6 +203,7 @@ async fn soak(seed: u64) {
                 other => panic!("{other:?} {:?}", sent.error),
             }
         }
+        soak.rig.store.fail_next(0);
         tokio::time::sleep(Duration::from_secs(random.u64(0..20))).await;
     }
     *soak.life.well.lock().unwrap() = true;
@@ -226,7 +233,10 @@ async fn soak(seed: u64) {
     for (text, (id, disk_failed)) in &unknown {
         let state = soak.rig.state(*id);
         // Disk and process failing together is more than a 504 promises.
-        assert!(state == Some(State::Unknown) || (*disk_failed && state.is_none()), "seed {seed}: {text} {state:?}");
+        assert!(
+            state == Some(State::Unknown) || (*disk_failed && state.is_none()),
+            "seed {seed}: {text} {state:?}"
+        );
     }
     for text in &refused {
         assert_eq!(times(text), 0, "seed {seed}: {text} was answered 507 and sent");
@@ -242,7 +252,11 @@ async fn soak(seed: u64) {
     }
     println!(
         "seed {seed}: {} live, {} queued, {} unknown, {} refused, {} values of {next} writes",
-        live.len(), queued.len(), unknown.len(), refused.len(), tickets.len()
+        live.len(),
+        queued.len(),
+        unknown.len(),
+        refused.len(),
+        tickets.len()
     );
     soak.rig.tasks.stop(Duration::from_secs(1)).await;
 }
