@@ -67,7 +67,8 @@ fn check_effects(simulator: &Simulator, ids: &[String], wanted: &[Vec<String>]) 
     let all = applied(simulator);
     assert_eq!(all.len(), 12, "{all:#?}");
     for (id, wanted) in ids.iter().zip(wanted) {
-        let of_it: Vec<&String> = all.iter().filter(|line| line.contains(&format!("/shipments/{id} "))).collect();
+        let of_it: Vec<&String> =
+            all.iter().filter(|line| line.contains(&format!("/shipments/{id} "))).collect();
         assert_eq!(of_it, wanted.iter().collect::<Vec<_>>());
     }
     for name in ["first", "second"] {
@@ -95,7 +96,9 @@ async fn writes_of_an_outage_survive_a_kill_and_arrive_once_each_with_no_other_t
     assert_eventually!({
         let all = server.admin(Method::GET, "/api/v1/breakers", None).await.json();
         let breakers = all["breakers"].as_array().unwrap();
-        breakers.iter().any(|breaker| breaker["window"]["failures"].as_u64() > Some(0) || breaker["state"] != "closed")
+        breakers
+            .iter()
+            .any(|breaker| breaker["window"]["failures"].as_u64() > Some(0) || breaker["state"] != "closed")
     });
     server.kill();
     let server = setup.start().await;
@@ -151,12 +154,11 @@ async fn writes_while_flexport_answers_503_survive_a_kill_and_take_effect_once_e
 async fn the_newer_of_two_live_changes_stands_when_the_first_times_out() {
     for fault in ["apply_then_hang", "hang"] {
         let simulator = simulator().await;
-        let setup = Setup::new(&simulator.url(), &["upstream.timeout=700ms", "upstream.connect_timeout=500ms"]);
+        let setup =
+            Setup::new(&simulator.url(), &["upstream.timeout=700ms", "upstream.connect_timeout=500ms"]);
         let server = setup.start().await;
         let path = format!("/shipments/{}", shipments(&server).await[0]);
-        simulator
-            .set_faults(json!([{"kind": fault, "match": {"method": "PATCH"}, "times": 1}]))
-            .unwrap();
+        simulator.set_faults(json!([{"kind": fault, "match": {"method": "PATCH"}, "times": 1}])).unwrap();
         let (older, newer) = (patch("older"), patch("newer"));
         let first = server.send(Method::PATCH, &path, &[], &older);
         let second = async {

@@ -41,11 +41,10 @@ async fn hang(killed_after: bool, first: Option<&str>, again: Option<&str>) {
     let setup = Setup::new(&simulator.url(), &TIMES);
     let server = setup.start().await;
     simulator.set_faults(json!([{"kind": "apply_then_hang", "match": {"method": "POST"}}])).unwrap();
-    let fields = |key: Option<&'static str>| key.map(|key| ("idempotency-key", key)).into_iter().collect::<Vec<_>>();
-    let (first, again) = (
-        fields(first.map(|_| "key-of-the-caller")),
-        fields(again.map(|_| "key-of-the-caller")),
-    );
+    let fields =
+        |key: Option<&'static str>| key.map(|key| ("idempotency-key", key)).into_iter().collect::<Vec<_>>();
+    let (first, again) =
+        (fields(first.map(|_| "key-of-the-caller")), fields(again.map(|_| "key-of-the-caller")));
     let body = booking("once");
     let mut ticket = None;
     if killed_after {

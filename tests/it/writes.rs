@@ -74,7 +74,11 @@ async fn a_doubtful_change_is_acknowledged_and_sent_again_under_the_same_key() {
         assert!(body["data"].get("id").is_none(), "nobody must take a ticket for a shipment");
         // No answer yet.
         let result = proxy.get(&format!("/_seawall/writes/{id}/result")).await;
-        assert_eq!((result.status.as_u16(), code(&result)), (409, "seawall_conflict".to_owned()), "{result:?}");
+        assert_eq!(
+            (result.status.as_u16(), code(&result)),
+            (409, "seawall_conflict".to_owned()),
+            "{result:?}"
+        );
 
         let ticket = settled(&proxy, &id).await;
         assert_eq!(ticket["state"], "done", "{ticket}");
@@ -102,7 +106,11 @@ async fn a_change_that_is_limited_waits_as_long_as_flexport_asks() {
     let wait: u64 = answer.field("retry-after").parse().unwrap();
     assert!(wait >= 2, "{answer:?}");
     let ticket = proxy.ticket(&id).await;
-    assert_eq!((&ticket["state"], &ticket["reason"]), (&json!("pending"), &json!("rate_limited")), "{ticket}");
+    assert_eq!(
+        (&ticket["state"], &ticket["reason"]),
+        (&json!("pending"), &json!("rate_limited")),
+        "{ticket}"
+    );
     assert_eq!(ticket["answer"], json!({"status": 429, "is_final": false}), "{ticket}");
     assert_eq!(settled(&proxy, &id).await["state"], "done");
     assert!(started.elapsed() >= Duration::from_millis(1900), "sent again after {:?}", started.elapsed());
@@ -140,7 +148,11 @@ async fn a_booking_in_doubt_is_unknown_even_when_a_gateway_says_to_come_back() {
         .set_faults(json!([{"kind": "status", "status": 503, "retry_after": 1, "match": {"method": "POST"}}]))
         .unwrap();
     let answer = proxy.send(Method::POST, "/bookings", &[], &booking("a")).await;
-    assert_eq!((answer.status.as_u16(), code(&answer)), (504, "seawall_outcome_unknown".to_owned()), "{answer:?}");
+    assert_eq!(
+        (answer.status.as_u16(), code(&answer)),
+        (504, "seawall_outcome_unknown".to_owned()),
+        "{answer:?}"
+    );
     let ticket = proxy.ticket(answer.field("seawall-write-id")).await;
     assert_eq!((&ticket["state"], &ticket["answer"]["status"]), (&json!("unknown"), &json!(503)), "{ticket}");
     assert!(proxy.stop().await);
@@ -160,7 +172,11 @@ async fn who_wants_no_queue_gets_an_error_and_overtakes_nobody() {
     assert_eq!(behind.json()["data"]["ahead"], 1, "{behind:?}");
     let last = behind.ticket();
     let answer = proxy.send(Method::PATCH, &path, &never, &patch("d")).await;
-    assert_eq!((answer.status.as_u16(), code(&answer)), (409, "seawall_order_conflict".to_owned()), "{answer:?}");
+    assert_eq!(
+        (answer.status.as_u16(), code(&answer)),
+        (409, "seawall_order_conflict".to_owned()),
+        "{answer:?}"
+    );
     assert_eq!(answer.field("location"), format!("{}/_seawall/writes/{oldest}", proxy.url));
     assert!(!answer.field("retry-after").is_empty(), "{answer:?}");
     simulator.clear_faults();
@@ -240,7 +256,11 @@ async fn the_same_key_in_flight_is_a_conflict_and_an_equal_write_waits() {
     };
     let (first, second) = tokio::join!(first, second);
     assert_eq!(first.status, 200, "{first:?}");
-    assert_eq!((second.status.as_u16(), code(&second)), (409, "seawall_key_in_flight".to_owned()), "{second:?}");
+    assert_eq!(
+        (second.status.as_u16(), code(&second)),
+        (409, "seawall_key_in_flight".to_owned()),
+        "{second:?}"
+    );
 
     let body = booking("b");
     let first = proxy.send(Method::POST, "/bookings", &[], &body);
@@ -303,14 +323,22 @@ async fn a_ticket_is_its_owners_and_can_be_taken_back_until_it_is_sent() {
     {
         for stranger in [OTHER, ("authorization", "Bearer ")] {
             let answer = proxy.send(method.clone(), &path, &[stranger], "").await;
-            assert_eq!((answer.status.as_u16(), code(&answer)), (404, "seawall_not_found".to_owned()), "{answer:?}");
+            assert_eq!(
+                (answer.status.as_u16(), code(&answer)),
+                (404, "seawall_not_found".to_owned()),
+                "{answer:?}"
+            );
         }
     }
     let ticket = proxy.ticket(&gone).await;
     assert_eq!((&ticket["state"], &ticket["attempts"]), (&json!("pending"), &json!(0)), "{ticket}");
     assert_eq!(ticket["links"]["self"], format!("{}{path}", proxy.url));
     let answer = proxy.send(Method::DELETE, &path, &[], "").await;
-    assert_eq!((answer.status.as_u16(), &answer.json()["data"]["state"]), (200, &json!("cancelled")), "{answer:?}");
+    assert_eq!(
+        (answer.status.as_u16(), &answer.json()["data"]["state"]),
+        (200, &json!("cancelled")),
+        "{answer:?}"
+    );
     assert_eq!(proxy.send(Method::DELETE, &path, &[], "").await.status, 409);
     simulator.clear_faults();
     assert_eq!(settled(&proxy, &kept).await["state"], "done");
@@ -364,7 +392,11 @@ async fn what_cannot_be_read_is_refused_with_its_field() {
         ("Idempotency-Key", ""),
     ] {
         let answer = proxy.send(Method::POST, "/bookings", &[(name, value)], &booking("a")).await;
-        assert_eq!((answer.status.as_u16(), code(&answer)), (400, "seawall_bad_request".to_owned()), "{name}: {answer:?}");
+        assert_eq!(
+            (answer.status.as_u16(), code(&answer)),
+            (400, "seawall_bad_request".to_owned()),
+            "{name}: {answer:?}"
+        );
         assert!(answer.json()["error"]["message"].as_str().unwrap().contains(name), "{answer:?}");
     }
     assert_eq!(writes(&simulator), Vec::<String>::new());
@@ -449,7 +481,11 @@ async fn without_a_disk_nothing_is_acknowledged_and_creates_say_so() {
         [(Method::PATCH, path.as_str(), patch("lost")), (Method::POST, "/bookings", booking("lost"))]
     {
         let answer = proxy.send(method, path, &[], &body).await;
-        assert_eq!((answer.status.as_u16(), code(&answer)), (507, "seawall_store_failed".to_owned()), "{answer:?}");
+        assert_eq!(
+            (answer.status.as_u16(), code(&answer)),
+            (507, "seawall_store_failed".to_owned()),
+            "{answer:?}"
+        );
     }
     let ready = proxy.admin(Method::GET, "/readyz", None).await;
     assert_eq!(ready.status, 503, "{ready:?}");

@@ -165,7 +165,11 @@ impl Setup {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let text = |text: &Arc<Mutex<String>>| text.lock().unwrap().clone();
-        let ended = Ended { code: status.and_then(|status| status.code()), stdout: text(&stdout), stderr: text(&stderr) };
+        let ended = Ended {
+            code: status.and_then(|status| status.code()),
+            stdout: text(&stdout),
+            stderr: text(&stderr),
+        };
         assert!(status.is_some(), "`{command}` did not end: {ended:?}");
         ended
     }
@@ -219,7 +223,9 @@ impl Server {
 
     /// A request with the usual token; it must be answered.
     pub async fn send(&self, method: Method, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
-        self.try_send(method, path, fields, body).await.unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.log()))
+        self.try_send(method, path, fields, body)
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.log()))
     }
 
     /// The same, when the process may die meanwhile.
@@ -299,7 +305,8 @@ pub async fn try_send(
     if !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) {
         request = request.header("authorization", TOKEN);
     }
-    for (name, value) in fields.iter().filter(|(name, value)| !(*name == "authorization" && value.is_empty())) {
+    for (name, value) in fields.iter().filter(|(name, value)| !(*name == "authorization" && value.is_empty()))
+    {
         request = request.header(*name, *value);
     }
     if !body.is_empty() {

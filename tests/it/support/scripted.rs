@@ -48,13 +48,19 @@ impl Scripted {
                         let (answer, log) = (answer.clone(), log.clone());
                         async move {
                             let (head, body) = request.into_parts();
-                            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+                            let body = body
+                                .collect()
+                                .await
+                                .map(http_body_util::Collected::to_bytes)
+                                .unwrap_or_default();
                             let arrived = Arrived { head: Arc::new(head), body };
                             log.lock().unwrap().push(arrived.clone());
                             Ok::<_, Infallible>(answer(arrived).await)
                         }
                     });
-                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
