@@ -78,8 +78,12 @@ struct ProbeTarget {
 
 /// How often breakers look at their deadlines.
 const BREAKER_TICK: Duration = Duration::from_millis(250);
-/// How long background tasks may take to stop.
-const STOP: Duration = Duration::from_secs(5);
+/// How long the callers of writes that were made durable at the end of the grace may take to read their answer.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// How long background tasks may take to stop. With the grace and the rest, below the 30 s that Kubernetes gives.
+const STOP: Duration = Duration::from_secs(2);
+/// How often it is looked whether the configuration's files have changed.
+const CONFIG_LOOK: Duration = Duration::from_secs(5);
 
 // === impl App ===
 
@@ -95,7 +99,10 @@ impl App {
         }
 
         let data_dir = settings.data_dir.clone();
-        let lock = prepare(&data_dir, *settings.store.lock_wait)?;
+        let (folder, wait) = (data_dir.clone(), *settings.store.lock_wait);
+        let lock = tokio::task::spawn_blocking(move || prepare(&folder, wait))
+            .await
+            .map_err(|error| StartError::Failed(error.to_string()))??;
         let keys = Arc::new(load_keys(&snapshot, &data_dir)?);
 
         let data_socket = listen(settings.server.listen, "server.listen")?;
@@ -184,6 +191,7 @@ impl App {
             None => None,
         };
 
+        let data_drain = Drain::new();
         let is_draining = Arc::new(AtomicBool::new(false));
         let is_up = Arc::new(AtomicBool::new(false));
         let current = config.clone();
@@ -192,7 +200,7 @@ impl App {
             TraceLayer::new(metrics.clone(), &groups),
             LimitsLayer::new(is_draining.clone()),
             AuthLayer::new(Arc::new(Identifier::new(&keys.hmac("partition", b"")))),
-            LocalLayer::new(queue.clone(), breakers.clone(), cache.clone()),
+            LocalLayer::new(queue.clone(), breakers.clone(), cache.clone(), data_drain.clone()),
             cache.clone(),
             upstream.clone(),
             stack::writes(queue.as_ref().map(Queue::layer), upstream.clone()),
@@ -216,12 +224,12 @@ impl App {
             let refused = metrics.connections_refused.get_or_create(&labels).clone();
             Listener::new(socket, limits, connections, refused)
         };
-        let data_drain = Drain::new();
         let admin_drain = Drain::new();
         tasks.spawn("data listener", listener(data_socket, "data").serve(app, data_drain.clone()));
         tasks.spawn("admin listener", listener(admin_socket, "admin").serve(admin, admin_drain.clone()));
         spawn_breaker_ticks(&tasks, breakers.clone());
         spawn_event_log(&tasks, &bus);
+        spawn_config_watch(&tasks, config.clone(), breakers.clone(), metrics.clone());
         if !is_strict {
             let target =
                 ProbeTarget { config: config.clone(), breakers: breakers.clone(), queue: queue.clone() };
@@ -261,15 +269,20 @@ impl App {
     pub async fn stop(self) -> bool {
         let grace = *self.config.current().settings.server.drain.grace;
         tracing::info!(?grace, "shutting down");
+        let deadline = tokio::time::Instant::now() + grace;
         self.is_draining.store(true, Ordering::Relaxed);
         self.data_drain.begin();
-        let mut left = self.data_drain.ended(grace).await;
-        if let Some(queue) = &self.queue {
-            queue.drain(tokio::time::Instant::now()).await;
-        }
+        let queue_drained = async {
+            if let Some(queue) = &self.queue {
+                // Takes up no further record from now on; what is in flight has until the deadline, and is made
+                // durable then.
+                queue.drain(deadline).await;
+            }
+        };
+        let (mut left, ()) = tokio::join!(self.data_drain.ended(grace), queue_drained);
         if left > 0 {
             // The callers of the writes that were just made durable get their answer before the exit.
-            left = self.data_drain.ended(Duration::from_secs(2)).await;
+            left = self.data_drain.ended(LAST_ANSWERS).await;
         }
         self.admin_drain.begin();
         let is_quiet = self.tasks.stop(STOP).await;
@@ -407,6 +420,26 @@ fn spawn_breaker_ticks(tasks: &Tasks, breakers: Arc<Breakers>) {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = ticks.tick() => breakers.tick(tokio::time::Instant::now()),
+            }
+        }
+    });
+}
+
+/// Reloads when a file of the configuration has changed.
+fn spawn_config_watch(tasks: &Tasks, config: Arc<Live>, breakers: Arc<Breakers>, metrics: Arc<Metrics>) {
+    let cancel = tasks.cancelled();
+    tasks.spawn("configuration watch", async move {
+        let mut looks = tokio::time::interval(CONFIG_LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = looks.tick() => {}
+            }
+            let live = config.clone();
+            if tokio::task::spawn_blocking(move || live.is_outdated()).await.unwrap_or(false) {
+                // What went wrong is logged there; the old configuration stays.
+                let _ = reload(&config, &breakers, &metrics).await;
             }
         }
     });

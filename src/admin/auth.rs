@@ -2,6 +2,7 @@
 
 use super::Admin;
 use super::problem::Problem;
+use crate::http::origin;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -29,7 +30,16 @@ pub(super) async fn require_token_unless_open(
 
 fn check(admin: &Admin, fields: &HeaderMap) -> Result<(), Problem> {
     let snapshot = admin.config.current();
-    let Some(token) = &snapshot.admin_token else { return Ok(()) };
+    let Some(token) = &snapshot.admin_token else {
+        // Without a token the address is all that protects: a page that had its own name point here must not pass.
+        if origin::is_foreign_name(fields, "") {
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "without an admin token, ask by IP address or as localhost: the Host field names something else",
+            ));
+        }
+        return Ok(());
+    };
     let presented = fields
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -50,42 +60,9 @@ fn check(admin: &Admin, fields: &HeaderMap) -> Result<(), Problem> {
 pub(super) async fn refuse_cross_site(request: Request, next: Next) -> Result<Response, Problem> {
     if *request.method() != Method::GET
         && *request.method() != Method::HEAD
-        && is_cross_site(request.headers())
+        && origin::is_cross_site(request.headers())
     {
         return Err(Problem::new(StatusCode::FORBIDDEN, "changes are not taken from another site's page"));
     }
     Ok(next.run(request).await)
-}
-
-fn is_cross_site(fields: &HeaderMap) -> bool {
-    let text = |name: &str| fields.get(name).map(|value| value.to_str().unwrap_or_default());
-    if let Some(site) = text("sec-fetch-site") {
-        return !matches!(site, "same-origin" | "none");
-    }
-    match (text("origin"), text("host")) {
-        (None, _) => false,
-        (Some(origin), Some(host)) => origin.split_once("://").map(|(_, authority)| authority) != Some(host),
-        (Some(_), None) => true,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn another_sites_page_is_told_by_its_fields() {
-        let fields = |pairs: &[(&'static str, &'static str)]| {
-            pairs
-                .iter()
-                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
-                .collect::<HeaderMap>()
-        };
-        assert!(!is_cross_site(&fields(&[])));
-        assert!(!is_cross_site(&fields(&[("sec-fetch-site", "same-origin")])));
-        assert!(is_cross_site(&fields(&[("sec-fetch-site", "cross-site")])));
-        assert!(is_cross_site(&fields(&[("origin", "https://evil.example"), ("host", "127.0.0.1:8461")])));
-        assert!(is_cross_site(&fields(&[("origin", "null"), ("host", "127.0.0.1:8461")])));
-        assert!(!is_cross_site(&fields(&[("origin", "http://127.0.0.1:8461"), ("host", "127.0.0.1:8461")])));
-    }
 }

@@ -22,7 +22,8 @@ pub(super) async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
     if admin.is_draining.load(Ordering::Relaxed) {
         reasons.push("shutting down".to_owned());
     }
-    if admin.config.current().settings.queue.enabled {
+    let settings = &admin.config.current().settings;
+    if settings.queue.enabled && settings.profile != crate::config::raw::Profile::Strict {
         match &admin.store {
             None => reasons.push("the store could not be opened".to_owned()),
             Some(store) => {

@@ -38,12 +38,17 @@ async fn serve(live: Arc<Live>) -> Exit {
         (Ok(hangup), Ok(stop)) => (hangup, stop),
         (Err(error), _) | (_, Err(error)) => return Exit::Failed(error.into()),
     };
-    let app = match App::start(live).await {
+    let mut stop = stop;
+    let started = tokio::select! {
+        started = App::start(live) => started,
+        // Nothing was accepted yet, so there is nothing to finish.
+        () = stop.next() => return Exit::Done,
+    };
+    let app = match started {
         Ok(app) => app,
         Err(StartError::Config(problem)) => return Exit::Config(problem),
         Err(StartError::Failed(problem)) => return Exit::Failed(anyhow::anyhow!(problem)),
     };
-    let mut stop = stop;
     loop {
         tokio::select! {
             () = stop.next() => break,

@@ -3,7 +3,7 @@
 //! | | passthrough | inject |
 //! |---|---|---|
 //! | caller's token | `Seawall-Token` only | `Seawall-Token` or `Authorization`; both and different: refused |
-//! | anonymous | anywhere: it can do only what its own token can | from loopback |
+//! | anonymous | anywhere: it can do only what its own token can | from loopback to a loopback listener |
 //! | goes to Flexport | the caller's `Authorization` | the alias of the caller, else the default one |
 //! | partition | declared identity of the token, else the token | the alias |
 //!
@@ -15,6 +15,7 @@ use crate::config::raw::CredentialMode;
 use crate::context::{Credential, Identity};
 use crate::error::ProxyError;
 use crate::http::headers::SEAWALL_TOKEN;
+use crate::http::origin;
 use crate::ids::{OwnerId, PartitionId};
 use aws_lc_rs::{digest, hmac};
 use http::{HeaderMap, HeaderValue, header};
@@ -44,7 +45,7 @@ impl Identifier {
         let token = single(fields, &SEAWALL_TOKEN, "Seawall-Token")?;
         match config.settings.credentials.mode {
             CredentialMode::Passthrough => self.passthrough(authorization, token, config),
-            CredentialMode::Inject => self.inject(authorization, token, peer, config),
+            CredentialMode::Inject => self.inject(fields, authorization, token, peer, config),
         }
     }
 
@@ -78,6 +79,7 @@ impl Identifier {
 
     fn inject(
         &self,
+        fields: &HeaderMap,
         authorization: Option<&HeaderValue>,
         token: Option<&HeaderValue>,
         peer: IpAddr,
@@ -97,7 +99,10 @@ impl Identifier {
         };
         let caller = match presented {
             Some(token) => Some(known_caller(token, config)?),
-            None if peer.is_loopback() => None,
+            None if config.settings.server.listen.ip().is_loopback() && peer.to_canonical().is_loopback() => {
+                refuse_browsers(fields, config)?;
+                None
+            }
             None => {
                 return Err(ProxyError::Unauthorized {
                     reason: "this Seawall asks for a caller's token, in Seawall-Token or Authorization",
@@ -141,6 +146,17 @@ impl std::fmt::Debug for Identifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Identifier")
     }
+}
+
+/// An anonymous request on loopback acts with our credential: a page in a browser on this machine must not make one.
+fn refuse_browsers(fields: &HeaderMap, config: &Snapshot) -> Result<(), ProxyError> {
+    let is_rebound = origin::is_foreign_name(fields, &config.public_url);
+    if origin::is_cross_site(fields) || is_rebound {
+        return Err(ProxyError::Unauthorized {
+            reason: "a page of another site may not use this Seawall's credential; declare a [[caller]] and send its token",
+        });
+    }
+    Ok(())
 }
 
 fn known_caller<'a>(token: &[u8], config: &'a Snapshot) -> Result<&'a crate::config::Caller, ProxyError> {

@@ -78,7 +78,10 @@ where
             return Box::pin(std::future::ready(Err(error)));
         }
         // Before any layer adds fields of its own: a nominated field is the client's to lose, not ours.
-        headers::strip_hop_by_hop(request.headers_mut());
+        let fields = request.headers_mut();
+        headers::strip_hop_by_hop(fields);
+        fields.insert(headers::X_REQUEST_ID, context.request_id.clone());
+        fields.insert(headers::TRACEPARENT, context.traceparent.clone());
         if !request.body().is_end_stream() {
             let (cap, idle) = (server.max_body.0, *server.body_idle_timeout);
             let body = std::mem::take(request.body_mut());
@@ -98,7 +101,8 @@ impl<S> Limits<S> {
         if request.method() == Method::CONNECT || request.method() == Method::TRACE {
             return bad("method", "CONNECT and TRACE are not served here");
         }
-        if !request.uri().path().starts_with('/') && request.uri().path() != "*" {
+        let is_asterisk = request.uri().path() == "*" && request.method() == Method::OPTIONS;
+        if !request.uri().path().starts_with('/') && !is_asterisk {
             return bad("target", "the request target must be a path, such as /shipments");
         }
         headers::validate_request(request.version(), request.headers(), request.uri())?;

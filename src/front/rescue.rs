@@ -49,9 +49,14 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let context = RequestContext::of(&request).clone();
-        let answer = CatchPanic(Box::pin(self.0.call(request)));
+        // The layers below do some of their work in `call` itself.
+        let called = std::panic::catch_unwind(AssertUnwindSafe(|| self.0.call(request)));
         Box::pin(async move {
-            Ok(answer.await.unwrap_or_else(|error| {
+            let result = match called {
+                Ok(answer) => CatchPanic(Box::pin(answer)).await,
+                Err(_) => Err(panicked()),
+            };
+            Ok(result.unwrap_or_else(|error| {
                 let error = precise(error);
                 if let ProxyError::Internal(detail) = &error {
                     tracing::error!(request_id = ?context.request_id, detail, "a request failed by a bug of ours");
@@ -60,6 +65,10 @@ where
             }))
         })
     }
+}
+
+fn panicked() -> ProxyError {
+    ProxyError::Internal("a panic".to_owned())
 }
 
 /// A body that was too large is the caller's, wherever it was found out.
@@ -82,7 +91,7 @@ where
         let inner = self.0.as_mut();
         match std::panic::catch_unwind(AssertUnwindSafe(|| inner.poll(cx))) {
             Ok(poll) => poll,
-            Err(_) => Poll::Ready(Err(ProxyError::Internal("a panic".to_owned()))),
+            Err(_) => Poll::Ready(Err(panicked())),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod date;
 pub mod delivery;
 pub mod headers;
 pub mod idempotency;
+pub mod origin;
 pub mod prefer;
 pub mod retry_after;
 pub mod traceparent;

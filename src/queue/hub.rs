@@ -45,7 +45,7 @@ use tower::ServiceExt;
 const OVERTIME: Duration = Duration::from_secs(5);
 
 /// How long the drain waits for the disk after its deadline.
-const LAST_WRITES: Duration = Duration::from_secs(5);
+const LAST_WRITES: Duration = Duration::from_secs(2);
 
 /// Settled records kept at most, in number and bytes; the oldest go first.
 const MAX_SETTLED: usize = 100_000;

@@ -112,7 +112,7 @@ impl Stream {
         }
         match (self.protocol, self.head_since) {
             (Protocol::Http1, Some(since)) => Some((since + self.timeouts.head, true)),
-            _ => {
+            (Protocol::Http1, None) | (Protocol::Http2, _) => {
                 let deadline = *self.read_deadline.get_or_insert_with(|| Instant::now() + self.timeouts.idle);
                 Some((deadline, false))
             }
@@ -140,7 +140,10 @@ impl hyper::rt::Read for Stream {
         }
         match Pin::new(&mut this.inner).poll_read(cx, buf) {
             Poll::Ready(result) => {
-                this.read_deadline = None;
+                // On HTTP/2 a read proves nothing: a peer that only answers pings is idle all the same.
+                if this.protocol == Protocol::Http1 {
+                    this.read_deadline = None;
+                }
                 if this.busy.load(Ordering::Relaxed) == 0 && (this.head_since.is_none() || this.was_busy) {
                     this.was_busy = false;
                     this.head_since = Some(Instant::now());

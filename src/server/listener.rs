@@ -2,6 +2,7 @@
 
 use super::conn::{self, Protocol, Timeouts};
 use super::drain::Drain;
+use super::pump;
 use crate::front::Peer;
 use crate::http::{Body, BodyError};
 use bytes::Bytes;
@@ -96,8 +97,10 @@ impl Listener {
                 () = drain.began() => return,
                 accepted = self.socket.accept() => match accepted {
                     Ok((stream, peer)) => (stream, peer),
+                    // A connection that was reset before it was taken is none of ours.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                     Err(error) => {
-                        // Out of descriptors, or a connection that was reset before it was taken: neither may spin.
+                        // Out of descriptors or memory: must not spin until some are free again.
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::time::sleep(Duration::from_millis(50)).await;
                         continue;
@@ -110,12 +113,10 @@ impl Listener {
             };
             let (stream, peer) = stream;
             let served = serve_connection(stream, peer, self.limits, app.clone(), drain.clone());
-            let gauge = self.connections.clone();
-            gauge.inc();
+            let open = Open::new(&self.connections);
             drain.track(async move {
                 served.await;
-                gauge.dec();
-                drop(slot);
+                drop((open, slot));
             });
         }
     }
@@ -130,15 +131,12 @@ async fn serve_connection(stream: TcpStream, peer: SocketAddr, limits: Limits, a
     };
     let Some(stream) = sniffed else { return };
     let protocol = stream.protocol();
-    let service = Service { app, peer, busy };
+    let pace = (protocol == Protocol::Http2).then_some(limits.timeouts.write_idle);
+    let service = Service { app, peer, busy, pace };
     let result = match protocol {
         Protocol::Http1 => {
             let mut builder = hyper::server::conn::http1::Builder::new();
-            builder
-                .timer(TokioTimer::new())
-                .header_read_timeout(None)
-                .max_buf_size(limits.max_head)
-                .pipeline_flush(true);
+            builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.max_head);
             let connection = builder.serve_connection(stream, service);
             tokio::pin!(connection);
             tokio::select! {
@@ -175,11 +173,31 @@ async fn serve_connection(stream: TcpStream, peer: SocketAddr, limits: Limits, a
     }
 }
 
+/// Counts a connection while it lives.
+struct Open(Gauge);
+
+// === impl Open ===
+
+impl Open {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Counts requests under way and hands them to the application.
 struct Service {
     app: App,
     peer: SocketAddr,
     busy: conn::Busy,
+    /// How long a stream may take nothing of its answer, where the socket does not tell.
+    pace: Option<Duration>,
 }
 
 /// One request under way.
@@ -203,7 +221,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         let mut request = request.map(Body::from);
         request.extensions_mut().insert(Peer(self.peer));
         let mut app = self.app.clone();
-        Answer { inner: tower::Service::call(&mut app, request), under: Some(under) }
+        Answer { inner: tower::Service::call(&mut app, request), under: Some(under), pace: self.pace }
     }
 }
 
@@ -211,6 +229,7 @@ impl hyper::service::Service<Request<Incoming>> for Service {
 struct Answer {
     inner: Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>,
     under: Option<Under>,
+    pace: Option<Duration>,
 }
 
 impl Future for Answer {
@@ -219,7 +238,14 @@ impl Future for Answer {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = std::task::ready!(self.inner.as_mut().poll(cx))?;
         let under = self.under.take();
-        Poll::Ready(Ok(response.map(|inner| Counted { inner, under })))
+        let pace = self.pace;
+        Poll::Ready(Ok(response.map(|inner| {
+            let inner = match pace {
+                Some(limit) => pump::paced(inner, limit),
+                None => inner,
+            };
+            Counted { inner, under }
+        })))
     }
 }
 

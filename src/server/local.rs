@@ -3,6 +3,7 @@
 //! They stand behind auth, since a ticket is only for its owner, and before the cache: nothing of Flexport's begins
 //! with this path.
 
+use super::drain::Drain;
 use crate::breaker::Breakers;
 use crate::cache::Cache;
 use crate::context::{BoxFuture, RequestContext};
@@ -37,14 +38,15 @@ struct Parts {
     queue: Option<Arc<Queue>>,
     breakers: Arc<Breakers>,
     cache: Arc<Cache>,
+    drain: Drain,
 }
 
 // === impl LocalLayer ===
 
 impl LocalLayer {
     /// Over what callers may look at.
-    pub fn new(queue: Option<Arc<Queue>>, breakers: Arc<Breakers>, cache: Arc<Cache>) -> Self {
-        Self(Arc::new(Parts { queue, breakers, cache }))
+    pub fn new(queue: Option<Arc<Queue>>, breakers: Arc<Breakers>, cache: Arc<Cache>, drain: Drain) -> Self {
+        Self(Arc::new(Parts { queue, breakers, cache, drain }))
     }
 }
 
@@ -102,7 +104,11 @@ impl Parts {
                 let identity = context.identity();
                 queue.check_owner(id, identity)?;
                 if let Some(wait) = wait(request)? {
-                    queue.wait(id, wait).await;
+                    // Who waits is answered at once when Seawall shuts down, rather than keeping it from ending.
+                    tokio::select! {
+                        _ = queue.wait(id, wait) => {}
+                        () = self.drain.began() => {}
+                    }
                 }
                 let mut ticket = queue.ticket_json(id, identity).await?;
                 let own = format!("{}{}", context.asked.public_url, problem::ticket_path(&id.to_string()));

@@ -8,6 +8,7 @@ mod conn;
 mod drain;
 mod listener;
 mod local;
+mod pump;
 
 pub use drain::Drain;
 pub use listener::{Limits, Listener, bind};

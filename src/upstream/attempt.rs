@@ -8,18 +8,24 @@
 
 use super::body::{InFlight, UpstreamBody, Watch};
 use super::client::Client;
-use crate::context::{AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest};
+use crate::context::{AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, is_safe};
 use crate::error::ProxyError;
 use crate::http::delivery::{self, Class, Delivery, Doubt, Unsent};
-use crate::http::{Body, headers, retry_after};
+use crate::http::{Body, BodyError, headers, retry_after};
 use crate::telemetry::{AttemptLabels, Metrics};
+use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::connect::capture_connection;
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -42,6 +48,20 @@ struct Shared {
 struct GroupHandles {
     seconds: Histogram,
     outcomes: [Counter; OUTCOMES.len()],
+}
+
+/// A request's body on its way out, when it comes from the caller piece by piece.
+struct Upload {
+    inner: Body,
+    progress: Arc<Progress>,
+}
+
+/// How far an upload has come.
+#[derive(Default)]
+struct Progress {
+    finished: tokio::sync::Notify,
+    /// Whether we wait for our caller, and not for the upstream to take more.
+    is_starved: AtomicBool,
 }
 
 const OUTCOMES: [&str; 8] =
@@ -104,11 +124,11 @@ impl Shared {
         UpstreamRequest { request, mut call }: UpstreamRequest,
     ) -> Result<Response<Body>, ProxyError> {
         let request = self.outbound(request, &call)?;
-        if call.deadline <= Instant::now() {
-            return Err(ProxyError::DeadlineBeforeSending);
-        }
         if let Some(before_send) = call.before_send.take() {
             before_send().await?;
+        }
+        if call.deadline <= Instant::now() {
+            return Err(ProxyError::DeadlineBeforeSending);
         }
         let in_flight = InFlight::new(&self.metrics.upstream_in_flight);
         let started = Instant::now();
@@ -117,13 +137,11 @@ impl Shared {
         }
         let is_head = request.method() == Method::HEAD;
         let limits = &call.config.settings.upstream;
-        let limit = call.deadline.min(started + *limits.timeout);
-        let result = match tokio::time::timeout_at(limit, self.send(request)).await {
-            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+        let result = match self.send_within(request, call.deadline, *limits.timeout).await {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Err(ProxyError::Cut("101 Switching Protocols, which nobody asked for".to_owned()))
             }
-            Ok(result) => result,
-            Err(_) => Err(ProxyError::HeadTimeout),
+            result => result,
         };
         let head_after = started.elapsed();
         let delivery = delivery::of(result.as_ref().map(|response| (response.status(), response.headers())));
@@ -145,7 +163,7 @@ impl Shared {
             Err(error) => {
                 if let Some(observer) = call.observer.take() {
                     // Our caller's patience says nothing of the upstream, unless it was long.
-                    if matches!(error, ProxyError::HeadTimeout) && limit < started + *limits.timeout {
+                    if matches!(error, ProxyError::HeadTimeout) && head_after < *limits.timeout {
                         outcome.delivery = Delivery::Ambiguous(Doubt::Cut);
                         outcome.body = BodyEnd::Abandoned;
                     }
@@ -156,9 +174,45 @@ impl Shared {
         }
     }
 
-    /// Sends; once more at once when a connection took nothing and the body can be given again.
-    async fn send(&self, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, ProxyError> {
-        let Some(bytes) = request.body().as_bytes() else { return self.client.send(request).await };
+    /// Sends, and waits for the head: until `deadline`, and at most `limit` from the moment at which the whole
+    /// request had been taken. While our own caller is still sending it, the upstream cannot answer.
+    async fn send_within(
+        &self,
+        mut request: Request<Body>,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Response<Incoming>, ProxyError> {
+        if let Some(bytes) = request.body().as_bytes() {
+            // What only reads may be sent again in any case, so how far a connection had come does not matter.
+            let connection = (!is_safe(request.method())).then(|| capture_connection(&mut request));
+            let until = deadline.min(Instant::now() + limit);
+            return match tokio::time::timeout_at(until, self.send(request, bytes)).await {
+                Ok(result) => result,
+                Err(_) => match connection {
+                    Some(connection) if connection.connection_metadata().is_none() => {
+                        Err(ProxyError::Connect("no connection in time".to_owned()))
+                    }
+                    _ => Err(ProxyError::HeadTimeout),
+                },
+            };
+        }
+        let progress = Arc::new(Progress::default());
+        let request = request.map(|inner| Body::new(Upload { inner, progress: progress.clone() }));
+        let mut sent = std::pin::pin!(self.client.send(request));
+        tokio::select! {
+            result = &mut sent => return result,
+            () = tokio::time::sleep_until(deadline) => return Err(progress.late()),
+            () = progress.finished.notified() => {}
+        }
+        match tokio::time::timeout_at(deadline.min(Instant::now() + limit), sent).await {
+            Ok(result) => result,
+            Err(_) => Err(ProxyError::HeadTimeout),
+        }
+    }
+
+    /// Sends; once more at once when a connection took nothing.
+    async fn send(&self, request: Request<Body>, bytes: Bytes) -> Result<Response<Incoming>, ProxyError> {
+        // The extensions hold who watches the connection: a second try is watched by the same.
         let (parts, _) = request.into_parts();
         let first = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
         match self.client.send(first).await {
@@ -193,6 +247,11 @@ impl Shared {
         headers::strip_seawall_request(&mut parts.headers);
         parts.headers.remove(header::EXPECT);
         parts.headers.insert(header::HOST, self.host.clone());
+        parts.headers.append(header::VIA, HeaderValue::from_static("1.1 seawall"));
+        if body.is_end_stream() && matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
+            // RFC 9110 §8.6: a method that anticipates content says so when there is none.
+            parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         parts.headers.remove(header::AUTHORIZATION);
         match &call.credential {
             Credential::None => {}
@@ -200,10 +259,8 @@ impl Shared {
                 parts.headers.insert(header::AUTHORIZATION, value.clone());
             }
             Credential::Alias(name) => {
-                let value = call.config.credentials.get(name).ok_or_else(|| {
-                    ProxyError::Internal(format!(
-                        "the credential {name} is not in the configuration any more"
-                    ))
+                let value = call.config.credentials.get(name).ok_or(ProxyError::Unauthorized {
+                    reason: "the credential that this goes to Flexport with is not in the configuration",
                 })?;
                 parts.headers.insert(header::AUTHORIZATION, value.clone());
             }
@@ -219,12 +276,7 @@ impl Shared {
 }
 
 /// The answer as the layers above see it: end-to-end fields only; its length is the body's.
-fn inbound(
-    response: Response<hyper::body::Incoming>,
-    is_head: bool,
-    idle: Duration,
-    watch: Watch,
-) -> Response<Body> {
+fn inbound(response: Response<Incoming>, is_head: bool, idle: Duration, watch: Watch) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_seawall_response(&mut parts.headers);
@@ -235,6 +287,47 @@ fn inbound(
     let body = UpstreamBody::new(incoming, idle, watch);
     let body = if http_body::Body::is_end_stream(&body) { Body::empty() } else { Body::new(body) };
     Response::from_parts(parts, body)
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// Whose fault it is that an upload was not done in time.
+    fn late(&self) -> ProxyError {
+        if self.is_starved.load(Ordering::Relaxed) {
+            ProxyError::RequestBody(BodyError::Stopped)
+        } else {
+            ProxyError::HeadTimeout
+        }
+    }
+}
+
+// === impl Upload ===
+
+impl HttpBody for Upload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let poll = Pin::new(&mut this.inner).poll_frame(cx);
+        this.progress.is_starved.store(poll.is_pending(), Ordering::Relaxed);
+        if matches!(poll, Poll::Ready(None)) || this.inner.is_end_stream() {
+            this.progress.finished.notify_one();
+        }
+        poll
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
 }
 
 // === impl GroupHandles ===

@@ -58,7 +58,7 @@ impl Client {
         tcp.set_keepalive(Some(*settings.tcp_keepalive));
         // One limit for DNS, TCP and TLS together stands in `Connector`; this one makes happy eyeballs move on.
         tcp.set_connect_timeout(Some(*settings.connect_timeout));
-        let tls = if settings.base_url.starts_with("https:") {
+        let tls = if settings.base_url.to_ascii_lowercase().starts_with("https:") {
             Some(TlsConnector::from(tls::config()?))
         } else {
             None

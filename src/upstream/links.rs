@@ -79,18 +79,19 @@ where
             fields.remove(header::IF_RANGE);
         }
         let answer = self.inner.call(request);
-        Box::pin(async move { answer.await.map(|response| rewrite(response, &bases)) })
+        Box::pin(async move { answer.await.map(|response| rewrite(response, &bases, is_download)) })
     }
 }
 
-fn rewrite(response: Response<Body>, bases: &Arc<Bases>) -> Response<Body> {
+fn rewrite(response: Response<Body>, bases: &Arc<Bases>, is_download: bool) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     if let Some(location) =
         parts.headers.get(header::LOCATION).and_then(|value| bases.rewrite_location(value))
     {
         parts.headers.insert(header::LOCATION, location);
     }
-    if !is_json(parts.headers.get(header::CONTENT_TYPE)) {
+    // A document is what somebody uploaded, JSON or not: its bytes are not ours to change.
+    if is_download || !is_json(parts.headers.get(header::CONTENT_TYPE)) {
         return Response::from_parts(parts, body);
     }
     if parts.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {

@@ -32,6 +32,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Probes until cancelled.
 pub async fn run(target: Arc<dyn Target>, upstream: Upstream, cancel: CancellationToken) {
     let mut last: HashMap<&'static str, Instant> = HashMap::new();
+    let mut under_way = tokio::task::JoinSet::new();
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -39,6 +40,7 @@ pub async fn run(target: Arc<dyn Target>, upstream: Upstream, cancel: Cancellati
             () = cancel.cancelled() => return,
             _ = looks.tick() => {}
         }
+        while under_way.try_join_next().is_some() {}
         let config = target.config();
         if !config.settings.probe.enabled {
             continue;
@@ -51,8 +53,8 @@ pub async fn run(target: Arc<dyn Target>, upstream: Upstream, cancel: Cancellati
             last.insert(group, Instant::now());
             let credential = target.credential(group);
             let (config, upstream) = (config.clone(), upstream.clone());
-            // Detached: a probe that hangs must not keep the other groups waiting. It ends by its own limits.
-            tokio::spawn(async move {
+            // Side by side: a probe that hangs must not keep the other groups waiting. It ends by its own limits.
+            under_way.spawn(async move {
                 let result = upstream.oneshot(call(&config, path, credential.await)).await;
                 let outcome = match result {
                     Ok(response) => {
