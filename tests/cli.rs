@@ -1,5 +1,7 @@
 //! The binary as operators meet it: bad input, exit codes, signals, and the commands that ask a running Seawall.
 
+#![expect(clippy::unwrap_used, reason = "a failure of a test's own means ends the test")]
+
 #[allow(dead_code, unreachable_pub, reason = "each suite uses its part of what they share")]
 #[path = "it/support/mod.rs"]
 mod support;

@@ -2,6 +2,8 @@
 //!
 //! What was acknowledged must hold, and nothing may be sent again that could take effect twice.
 
+#![expect(clippy::unwrap_used, reason = "a failure of a test's own means ends the test")]
+
 #[allow(dead_code, unreachable_pub, reason = "each suite uses its part of what they share")]
 #[path = "../it/support/mod.rs"]
 mod support;
