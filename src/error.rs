@@ -80,7 +80,9 @@ pub enum ProxyError {
     #[error("the write could not be stored: {0}")]
     StoreFailed(String),
     /// The write was sent and its outcome is not known.
-    #[error("the write's outcome is unknown")]
+    #[error(
+        "the write was sent and its outcome is not known; look at its ticket, and do not repeat it under another key"
+    )]
     OutcomeUnknown {
         /// Its ticket.
         write_id: WriteId,

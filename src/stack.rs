@@ -58,6 +58,7 @@ pub fn writes(queue: Option<QueueLayer>, upstream: Upstream) -> Inner {
 }
 
 /// What the data listener serves.
+#[expect(clippy::too_many_arguments, reason = "each is one line of the stack below; called in one place")]
 pub fn front(
     context: ContextLayer,
     trace: TraceLayer,

@@ -53,6 +53,9 @@ pub(super) fn refresh_gauges(admin: &Admin) {
     if let Some(store) = &admin.store {
         let health = store.health();
         admin.metrics.store_writable.set(i64::from(health.writable));
+        admin.metrics.store_refused.set(i64::try_from(health.refused).unwrap_or(i64::MAX));
+        let failed = i64::try_from(health.epochs_finished_by_error).unwrap_or(i64::MAX);
+        admin.metrics.store_epochs_failed.set(failed);
         admin.metrics.store_disk_bytes.set(i64::try_from(health.disk_bytes).unwrap_or(i64::MAX));
         admin.metrics.store_live_bytes.set(i64::try_from(health.live_bytes).unwrap_or(i64::MAX));
     }

@@ -53,9 +53,9 @@ fn show(value: &Value) -> String {
                 text(&breaker["scope"]),
                 text(&breaker["state"]),
                 text(&breaker["override"]["mode"]),
-                text(&breaker["override"]["until"]),
+                output::moment(&breaker["override"]["until"]),
                 format!("{}/{}", window["failures"], window["calls"]),
-                text(&breaker["since"]),
+                output::moment(&breaker["since"]),
                 breaker["override"]["reason"].as_str().or(breaker["why"].as_str()).unwrap_or("-").to_owned(),
             ]
         })

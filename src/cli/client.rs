@@ -23,6 +23,7 @@ pub(super) struct Admin {
 }
 
 /// Asks each admin API in turn and shows each answer. Fails when one fails, after all were asked.
+#[expect(clippy::needless_pass_by_value, reason = "closures are written at the call")]
 pub(super) fn each(
     operator: &Operator,
     ask: impl AsyncFn(&Admin) -> anyhow::Result<Value>,

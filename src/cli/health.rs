@@ -7,7 +7,7 @@ use anyhow::bail;
 use http::Method;
 use serde_json::Value;
 
-pub(super) fn run(operator: &Operator, command: &HealthCommand) -> Exit {
+pub(super) fn run(operator: &Operator, command: HealthCommand) -> Exit {
     let path = match command {
         HealthCommand::Live => "/livez",
         HealthCommand::Ready => "/readyz",

@@ -45,7 +45,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Status(args) => status::run(&cli.operator, &args),
         Command::Breaker(command) => breaker::run(&cli.operator, &command),
         Command::Queue(command) => queue::run(&cli.operator, &command),
-        Command::Health(command) => health::run(&cli.operator, &command),
+        Command::Health(command) => health::run(&cli.operator, command),
         Command::Completions(args) => args.print(),
     };
     match exit {

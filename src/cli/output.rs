@@ -57,6 +57,15 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// An instant for people: whole seconds.
+pub(super) fn moment(value: &serde_json::Value) -> String {
+    let Some(text) = value.as_str() else { return "-".to_owned() };
+    match text.split_once('.') {
+        Some((seconds, _)) => format!("{seconds}Z"),
+        None => text.to_owned(),
+    }
+}
+
 /// A number of seconds for people: `4m 10s`.
 pub(super) fn seconds(seconds: f64) -> String {
     crate::config::raw::Span(std::time::Duration::from_secs(seconds.max(0.0) as u64)).to_string()

@@ -14,7 +14,8 @@ pub(super) fn run(operator: &Operator, command: &QueueCommand) -> Exit {
             let mut path = format!("/api/v1/writes?limit={limit}");
             for (name, value) in [("state", state), ("route", route)] {
                 if let Some(value) = value {
-                    path.push_str(&format!("&{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+                    path.extend(["&", name, "="]);
+                    path.extend(utf8_percent_encode(value, NON_ALPHANUMERIC));
                 }
             }
             client::each(operator, async |admin| admin.send(Method::GET, &path, None).await, list)
@@ -74,7 +75,7 @@ fn list(value: &Value) -> String {
                 text(&write["route"]),
                 text(&write["path"]),
                 text(&write["attempts"]),
-                text(&write["accepted_at"]),
+                output::moment(&write["accepted_at"]),
                 text(&write["reason"]),
             ]
         })

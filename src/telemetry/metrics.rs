@@ -64,10 +64,10 @@ pub struct Metrics {
     pub queue_not_durable: Counter,
     /// Whether the store takes writes: 1 or 0.
     pub store_writable: Gauge,
-    /// Seconds from a batch's arrival at the committer to its sync.
-    pub store_commit_seconds: Histogram,
-    /// Commits that failed.
-    pub store_failures: Counter,
+    /// Batches that the store refused since the start.
+    pub store_refused: Gauge,
+    /// Epochs that a write or sync error finished since the start.
+    pub store_epochs_failed: Gauge,
     /// Bytes of the store's file.
     pub store_disk_bytes: Gauge,
     /// Bytes in it that count.
@@ -231,8 +231,9 @@ impl Metrics {
         let queue_not_durable =
             metric!("queue_not_durable", "Writes sent without a durable intent", Counter::default());
         let store_writable = metric!("store_writable", "Whether the store takes writes", Gauge::default());
-        let store_commit_seconds = metric!("store_commit_seconds", "Time of a durable commit", latency());
-        let store_failures = metric!("store_failures", "Commits that failed", Counter::default());
+        let store_refused = metric!("store_refused", "Batches that the store refused", Gauge::default());
+        let store_epochs_failed =
+            metric!("store_epochs_failed", "Epochs that a write or sync error finished", Gauge::default());
         let store_disk_bytes = metric!("store_disk_bytes", "Bytes of the store's file", Gauge::default());
         let store_live_bytes = metric!("store_live_bytes", "Bytes in the store that count", Gauge::default());
         let config_reloads =
@@ -264,8 +265,8 @@ impl Metrics {
             queue_repeats,
             queue_not_durable,
             store_writable,
-            store_commit_seconds,
-            store_failures,
+            store_refused,
+            store_epochs_failed,
             store_disk_bytes,
             store_live_bytes,
             config_reloads,

@@ -87,7 +87,7 @@ impl Client {
 /// connection, connection gone before it was ready). The kind is private; its `Display` is the documented
 /// `client error (<kind>)`. Should that text ever change, the error counts as cut, which is the careful side.
 fn classify(error: &legacy::Error) -> ProxyError {
-    let detail = error.source().map_or_else(|| error.to_string(), |cause| chain(cause));
+    let detail = error.source().map_or_else(|| error.to_string(), chain);
     if error.is_connect() {
         return ProxyError::Connect(detail);
     }
