@@ -16,6 +16,7 @@ use crate::config::{Diagnostics, Live, ReloadReport, Snapshot};
 use crate::context::{BoxFuture, Credential, GroupHealth, Pending, PendingWrites, Settled, Upstream};
 use crate::event;
 use crate::flexport::links::Bases;
+use crate::flexport::routes::WriteClass;
 use crate::front::{AuthLayer, ContextLayer, Identifier, LimitsLayer, TraceLayer};
 use crate::ids::PartitionId;
 use crate::limit::LimitLayer;
@@ -178,8 +179,12 @@ impl App {
                     tasks: tasks.clone(),
                     is_rolled_back,
                 };
+                // Creates that waited when the process ended say that an outage was known then; breakers do not
+                // outlive a process, so nothing of that kind goes out before a read has shown that it is over.
+                breakers.hold_replayed_creates();
                 let queue =
                     Queue::open(parts).await.map_err(|error| StartError::Failed(error.to_string()))?;
+                breakers.release_replayed_creates(&waiting_creates(&queue, &snapshot));
                 let _ = late_queue.0.set(queue.clone());
                 Some(queue)
             }
@@ -384,6 +389,29 @@ async fn open_store(
         tracing::warn!(folder = %dir.display(), "queued writes will not outlive this machine or container: {why}; mount a volume");
     }
     Ok((Arc::new(store) as Arc<dyn Store>, report.is_rolled_back()))
+}
+
+/// The groups in which something waits that makes something new.
+fn waiting_creates(queue: &Queue, snapshot: &Snapshot) -> Vec<Arc<str>> {
+    let waits = |label: String| {
+        [queue::State::Pending, queue::State::Waiting].into_iter().any(|state| {
+            let filter = queue::Filter {
+                state: Some(state),
+                route: Some(label.clone()),
+                limit: 1,
+                ..queue::Filter::default()
+            };
+            !queue.list(&filter).writes.is_empty()
+        })
+    };
+    let mut groups: Vec<Arc<str>> = snapshot
+        .routes
+        .rows()
+        .filter(|route| route.queue.class.is_some_and(WriteClass::creates) && waits(route.label()))
+        .map(|route| route.group.clone())
+        .collect();
+    groups.dedup();
+    groups
 }
 
 fn spawn_breaker_ticks(tasks: &Tasks, breakers: Arc<Breakers>) {

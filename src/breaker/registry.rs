@@ -45,6 +45,8 @@ pub struct Breakers {
     is_untidy: AtomicBool,
     /// Why the overrides of an earlier run are not in force.
     alarm: Option<String>,
+    /// Whether replays that make something new wait for the end of the start.
+    holds_replayed_creates: AtomicBool,
 }
 
 struct Group {
@@ -70,6 +72,8 @@ struct Setting {
 /// All scopes, where overrides are changed.
 pub const ALL: &str = "all";
 const GLOBAL: &str = "global";
+/// How long a replay waits that came before the end of the start.
+const STARTING: Duration = Duration::from_millis(100);
 
 // === impl Breakers ===
 
@@ -125,6 +129,7 @@ impl Breakers {
             alarm: alarm.map(|problem| {
                 format!("the overrides file cannot be read, so every breaker is on auto: {problem}")
             }),
+            holds_replayed_creates: AtomicBool::new(false),
         };
         breakers.enforce_book();
         if let Some(message) = &breakers.alarm {
@@ -160,6 +165,26 @@ impl Breakers {
         self.alarm.as_deref()
     }
 
+    /// Keeps back all replays that make something new, until [`Breakers::release_replayed_creates`].
+    pub fn hold_replayed_creates(&self) {
+        self.holds_replayed_creates.store(true, Ordering::Release);
+    }
+
+    /// Lets them go on, but in these groups only when reads have succeeded: their reads begin half-open, because
+    /// what waits there says that an outage was known when the last run ended. A first booking on an upstream that
+    /// is still ill would be one whose outcome nobody knows.
+    pub fn release_replayed_creates(&self, in_doubt: &[Arc<str>]) {
+        let now = self.shared.now();
+        for scope in in_doubt.iter().filter_map(|group| Some(&self.groups.get(group)?.read)) {
+            if scope.mode() == Mode::Auto && scope.state() == State::Closed {
+                scope.begin_half_open(now);
+                tracing::info!(scope = %scope.name, "creates wait from an earlier run: reads are tried first");
+            }
+        }
+        self.holds_replayed_creates.store(false, Ordering::Release);
+        self.shared.changes.send_modify(|count| *count += 1);
+    }
+
     // --- the hot path ---
 
     /// Asks for the permits of a call.
@@ -170,6 +195,9 @@ impl Breakers {
             is_active_probe: call.lane == Lane::Probe,
         };
         let group = self.groups.get(&call.route.group);
+        if ask.creates && call.lane == Lane::Replay && self.holds_replayed_creates.load(Ordering::Acquire) {
+            return Err(refusal(&self.global, Refusal::Open(STARTING)));
+        }
         if let Some(scope) = group.and_then(|group| self.keeps_creates(group, ask)) {
             scope.count_refusal();
             return Err(refusal(scope, Refusal::Open(scope.retry_hint(now))));

@@ -10,7 +10,7 @@
 //! CURRENT      the name of the epoch that counts
 //! LAST         the number of the last acknowledged group, to notice a database that came back with less
 //! epoch-<n>/   one sled database
-//! corrupt-…/   what could not be opened, kept for a human
+//! corrupt-…/   what could not be opened, kept for a human; `db.as-found` is the log before sled cleared what it could not read
 //! ```
 //!
 //! **Invariants.**

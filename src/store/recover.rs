@@ -76,6 +76,9 @@ pub enum Alarm {
     },
 }
 
+/// The log as it was before sled looked at it; stays only in an epoch that is set aside.
+const AS_FOUND: &str = "db.as-found";
+
 /// How to open.
 pub(super) struct Ladder<'a> {
     pub(super) folder: &'a Folder,
@@ -103,13 +106,24 @@ impl Ladder<'_> {
             }
         };
         let path = self.folder.epoch(number);
-        let reason = match self.attempt(number)? {
-            Ok(opened) => return self.name(number, opened),
-            Err(reason) => reason,
+        keep_as_found(&path);
+        let reason = match self.attempt(number) {
+            Ok(Ok(opened)) => {
+                forget_as_found(&path);
+                return self.name(number, opened);
+            }
+            Ok(Err(reason)) => reason,
+            Err(error) => {
+                if matches!(error, OpenError::Locked { .. }) {
+                    forget_as_found(&path);
+                }
+                return Err(error);
+            }
         };
         if move_snapshots(&path).map_err(OpenError::io("move the snapshots of", &path))? > 0 {
             match self.attempt(number) {
                 Ok(Ok(opened)) => {
+                    forget_as_found(&path);
                     alarms.push(Alarm::SnapshotsMoved { path, reason });
                     return self.name(number, opened);
                 }
@@ -194,6 +208,25 @@ impl Ladder<'_> {
         }
         path
     }
+}
+
+/// sled mends a damaged log by clearing what it cannot read, so what is set aside would be empty. Before it looks,
+/// the file is copied (a clone where the file system can). A copy that is there already is of an opening that never
+/// ended, and older than whatever that did. Without room for it the opening goes on.
+fn keep_as_found(epoch: &Path) {
+    let (from, to) = (epoch.join("db"), epoch.join(AS_FOUND));
+    if to.exists() || !from.is_file() {
+        return;
+    }
+    let tmp = epoch.join("db.as-found.tmp");
+    if std::fs::copy(&from, &tmp).and_then(|_| std::fs::rename(&tmp, &to)).is_err() {
+        let _ = std::fs::remove_file(&tmp);
+    }
+}
+
+/// The database is whole. A copy that cannot be removed only takes up space.
+fn forget_as_found(epoch: &Path) {
+    let _ = std::fs::remove_file(epoch.join(AS_FOUND));
 }
 
 // === impl Alarm ===

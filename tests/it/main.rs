@@ -10,3 +10,4 @@ mod identity;
 mod path;
 mod reads;
 mod support;
+mod writes;

@@ -1,0 +1,640 @@
+//! The binary as operators meet it: bad input, exit codes, signals, and the commands that ask a running Seawall.
+
+#![expect(clippy::unwrap_used, reason = "a failure of a test's own means ends the test")]
+
+#[allow(dead_code, unreachable_pub, reason = "each suite uses its part of what they share")]
+#[path = "it/support/mod.rs"]
+mod support;
+
+#[allow(dead_code, unreachable_pub, reason = "each suite uses its part of what they share")]
+#[path = "process/mod.rs"]
+mod process;
+
+use bytes::Bytes;
+use http::{Method, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use process::{Ended, Server, Setup};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use support::{arrivals, simulator, writes};
+
+/// Nothing listens there.
+const NOWHERE: &str = "http://127.0.0.1:9";
+
+/// Runs `seawall` with these words and this environment.
+fn seawall(words: &[&str], env: &[(&str, &str)]) -> Ended {
+    let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_seawall"))
+        .args(words)
+        .env_clear()
+        .envs(env.iter().copied())
+        .timeout(Duration::from_secs(20))
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+}
+
+/// The same against a running Seawall.
+fn operate(server: &Server, words: &[&str]) -> Ended {
+    seawall(&[&["--admin", &server.admin], words].concat(), &[])
+}
+
+fn done(ended: Ended) -> String {
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    ended.stdout
+}
+
+impl Ended {
+    /// It ended so, said each of these on standard error, and nothing on standard output.
+    fn complains(self, code: i32, words: &[&str]) -> Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no {word:?} in {self:?}");
+        }
+        assert_eq!(self.stdout, "", "{self:?}");
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
+        self
+    }
+}
+
+/// `check` and `serve` say the same.
+async fn refused(setup: &Setup, words: &[&str]) {
+    for command in ["check", "serve"] {
+        setup.run(command).await.complains(78, words);
+    }
+}
+
+fn with_config(text: &str) -> (Setup, PathBuf) {
+    let mut setup = Setup::new(NOWHERE, &[]);
+    let path = setup.dir.path().join("seawall.toml");
+    std::fs::write(&path, text).unwrap();
+    setup.config = Some(path.clone());
+    (setup, path)
+}
+
+// --- bad input ---
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_key_is_named_with_its_place_and_a_suggestion() {
+    let (setup, path) = with_config("[upstream]\ntimout = \"5s\"\n");
+    refused(&setup, &[&format!("{}:2:1", path.display()), "timout", "timeout"]).await;
+    let setup = Setup::new(NOWHERE, &["upstream.timout=5s"]);
+    refused(&setup, &["--set upstream.timout", "timeout"]).await;
+    let mut setup = Setup::new(NOWHERE, &[]);
+    setup.env.push(("SEAWALL__UPSTREAM__TIMOUT".to_owned(), "5s".to_owned()));
+    refused(&setup, &["SEAWALL__UPSTREAM__TIMOUT", "TIMEOUT"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_of_the_wrong_type_is_named_with_its_place() {
+    let (setup, path) = with_config("[server]\nmax_connections = \"many\"\n\n[cache]\nmax_stale = 7\n");
+    let path = path.display();
+    let words = [
+        format!("{path}:2:19"),
+        "server.max_connections".to_owned(),
+        format!("{path}:5:13"),
+        "cache.max_stale".to_owned(),
+    ];
+    refused(&setup, &words.each_ref().map(String::as_str)).await;
+    let (setup, path) = with_config("[server\n");
+    refused(&setup, &[&format!("{}:1:", path.display())]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_is_a_directory_is_named() {
+    let mut setup = Setup::new(NOWHERE, &[]);
+    setup.config = Some(setup.dir.path().to_owned());
+    refused(&setup, &[&setup.dir.path().display().to_string(), "is a folder"]).await;
+
+    let setup = Setup::new(NOWHERE, &[]);
+    let folder = setup.dir.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    let setup = setup.set(format!("admin.token_file={}", folder.display()));
+    refused(&setup, &["admin.token_file", &folder.display().to_string(), "is a folder"]).await;
+
+    // And the other way round.
+    let setup = Setup::new(NOWHERE, &[]);
+    std::fs::write(setup.data(), "a file").unwrap();
+    setup
+        .run("serve")
+        .await
+        .complains(78, &["data_dir", &setup.data().display().to_string(), "not a folder"]);
+    assert_eq!(std::fs::read_to_string(setup.data()).unwrap(), "a file");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for key in ["server.listen", "admin.listen"] {
+        let setup = Setup::new(NOWHERE, &[]).set(format!("{key}={address}"));
+        setup.run("serve").await.complains(1, &[key, &address, "another process"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_data_folder_of_another_process_is_left_alone() {
+    let setup = Setup::new(NOWHERE, &[]);
+    let server = setup.start().await;
+    let second = setup.clone().set("store.lock_wait=300ms");
+    let pid = server.pid().to_string();
+    second.run("serve").await.complains(1, &[&setup.data().display().to_string(), &pid]);
+    assert_eq!(seawall(&["health", "ready", "--admin", &server.admin], &[]).code, Some(0));
+    server.stop().await;
+    // And it is free again.
+    setup.start().await.stop().await;
+}
+
+/// The epoch that `CURRENT` names.
+fn epoch(queue: &Path) -> PathBuf {
+    let folders: Vec<PathBuf> = std::fs::read_dir(queue)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("db").exists() && !path.display().to_string().contains("corrupt-"))
+        .collect();
+    assert_eq!(folders.len(), 1, "{folders:?}");
+    folders.into_iter().next().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corrupt_store_is_set_aside_loudly_and_kept() {
+    let simulator = simulator().await;
+    let setup = Setup::new(&simulator.url(), &[]);
+    let server = setup.start().await;
+    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    let id = server.send(Method::POST, "/bookings", &[], r#"{"name":"kept"}"#).await.ticket();
+    server.stop().await;
+    let queue = setup.data().join("queue");
+
+    // CURRENT is not needed as long as there is only one epoch.
+    std::fs::write(queue.join("CURRENT"), b"\xff\x00garbage").unwrap();
+    let server = setup.start().await;
+    assert_eq!(server.state(&id).await, "pending");
+    assert!(server.log().contains("CURRENT"), "{}", server.log());
+    server.stop().await;
+
+    let path = epoch(&queue).join("db");
+    let garbage = b"garbage".repeat(500_000);
+    std::fs::write(&path, &garbage).unwrap();
+    let server = setup.start().await;
+    let kept: Vec<PathBuf> = std::fs::read_dir(&queue)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("corrupt-"))
+        .collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    // sled clears what it cannot read, so the file is kept as it was before.
+    assert!(std::fs::read(kept[0].join("db.as-found")).unwrap() == garbage, "not kept as it was");
+    assert!(!epoch(&queue).join("db.as-found").exists(), "a copy of the database that counts");
+    let log = server.log();
+    assert!(log.contains(&kept[0].file_name().unwrap().to_string_lossy().into_owned()), "{log}");
+    // It works on.
+    let next = server.send(Method::POST, "/bookings", &[], r#"{"name":"next"}"#).await.ticket();
+    server.kill();
+    let server = setup.start().await;
+    assert_eq!(server.state(&next).await, "pending");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_of_a_newer_version_is_left_alone() {
+    let simulator = simulator().await;
+    let setup = Setup::new(&simulator.url(), &[]);
+    let server = setup.start().await;
+    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    let id = server.send(Method::POST, "/bookings", &[], r#"{"name":"kept"}"#).await.ticket();
+    server.stop().await;
+    let version = setup.data().join("queue/VERSION");
+    let ours = std::fs::read(&version).unwrap();
+    std::fs::write(&version, "99\n").unwrap();
+    let ended = setup.run("serve").await.complains(1, &[&version.display().to_string(), "99"]);
+    assert!(!ended.stderr.contains("Seawall is up"), "{ended:?}");
+    assert_eq!(std::fs::read_to_string(&version).unwrap(), "99\n");
+    std::fs::write(&version, ours).unwrap();
+    let server = setup.start().await;
+    assert_eq!(server.state(&id).await, "pending");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_would_be_open_to_everyone_does_not_start() {
+    let setup = Setup::new(NOWHERE, &["admin.listen=0.0.0.0:0"]);
+    refused(&setup, &["admin.listen", "token"]).await;
+    let setup = Setup::new(NOWHERE, &["server.listen=0.0.0.0:0"]);
+    refused(&setup, &["server.public_url", "SEAWALL__SERVER__PUBLIC_URL"]).await;
+
+    let mut setup = Setup::new(
+        NOWHERE,
+        &[
+            "server.listen=0.0.0.0:0",
+            "server.public_url=http://seawall.internal:8460",
+            "credentials.mode=inject",
+            "credentials.alias.default.token_env=FLEXPORT_TOKEN",
+        ],
+    );
+    setup.env.push(("FLEXPORT_TOKEN".to_owned(), "shhh-injected-secret".to_owned()));
+    refused(&setup, &["caller", "credentials.mode"]).await;
+    let ended = setup.run("serve").await;
+    assert!(!ended.stderr.contains("shhh-injected-secret"), "{ended:?}");
+}
+
+/// An HTTPS server with a certificate of its own authority; gives its address and the authority's certificate.
+async fn https() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "a test's authority");
+    let authority = params.self_signed(&key).unwrap();
+    let pem = authority.pem();
+    let issuer = rcgen::Issuer::new(params, key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
+    let config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], key.serialize_der().try_into().unwrap())
+            .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { return };
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let service = service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+                    let _ = request.into_body().collect().await;
+                    let body = Full::new(Bytes::from_static(b"{\"data\":\"over TLS\"}"));
+                    Ok::<_, std::convert::Infallible>(
+                        Response::builder().header("content-type", "application/json").body(body).unwrap(),
+                    )
+                });
+                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    (url, pem)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_whose_certificate_is_not_trusted_gets_nothing_and_is_named() {
+    let (url, pem) = https().await;
+    let mut setup = Setup::new(&url, &[]);
+    let server = setup.start().await;
+    let answer = server.get("/shipments/1").await;
+    assert_eq!(answer.status, 502, "{answer:?}");
+    let error = &answer.json()["error"];
+    assert_eq!(error["code"], "seawall_upstream_unreachable", "{error}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("certificate") && message.contains("UnknownIssuer"), "{message}");
+    assert!(message.contains("TLS"), "{message}");
+    // What was not sent waits.
+    let id = server.send(Method::PATCH, "/shipments/1", &[], "{}").await.ticket();
+    server.stop().await;
+
+    let bundle = setup.dir.path().join("ca.pem");
+    std::fs::write(&bundle, pem).unwrap();
+    setup.env.push(("SSL_CERT_FILE".to_owned(), bundle.display().to_string()));
+    let server = setup.start().await;
+    let answer = server.get("/shipments/1").await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["data"]), (200, &json!("over TLS")));
+    assert_eventually!(server.state(&id).await == "done");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_above_the_cap_and_a_malformed_key_reach_nobody() {
+    let simulator = simulator().await;
+    let setup = Setup::new(&simulator.url(), &["server.max_body=1KiB"]);
+    let server = setup.start().await;
+    let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(2000));
+    let answer = server.send(Method::POST, "/bookings", &[], &long).await;
+    assert_eq!(answer.status, 413, "{answer:?}");
+    assert_eq!(answer.json()["error"]["code"], "seawall_body_too_large");
+    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("1024"), "{answer:?}");
+    for key in ["", " ", "\"open", &"k".repeat(256)] {
+        let fields = [("idempotency-key", key)];
+        let answer = server.send(Method::POST, "/bookings", &fields, r#"{"name":"x"}"#).await;
+        assert_eq!(answer.status, 400, "{key:?}: {answer:?}");
+        let error = &answer.json()["error"];
+        assert_eq!(error["code"], "seawall_bad_request", "{error}");
+        assert!(error["message"].as_str().unwrap().contains("Idempotency-Key"), "{error}");
+    }
+    assert_eq!(writes(&simulator), Vec::<String>::new());
+    assert_eq!(server.writes().await, Vec::<Value>::new());
+    server.stop().await;
+}
+
+// --- commands ---
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_says_ok_and_opens_nothing() {
+    let (setup, path) = with_config("[upstream]\ntimeout = \"5s\"\n");
+    let ended = setup.run("check").await;
+    assert_eq!(
+        (ended.code, ended.stdout.trim()),
+        (Some(0), &*format!("ok ({})", path.display())),
+        "{ended:?}"
+    );
+    assert!(!setup.data().exists());
+    let ended = seawall(&["check", "--config", "/nowhere/at/all.toml"], &[]);
+    ended.complains(78, &["/nowhere/at/all.toml"]);
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_says_so_on_standard_error() {
+    for words in [
+        &[] as &[&str],
+        &["nonsense"],
+        &["serve", "--nonsense"],
+        &["breaker", "force-open", "shipments:read"],
+        &["breaker", "force-open", "shipments:read", "--reason", " "],
+        &["queue", "resolve", "x", "--as", "perhaps", "--reason", "y"],
+        &["queue", "resolve", "x", "--as", "drop", "--result-id", "7", "--reason", "y"],
+        &["queue", "list", "--limit", "many"],
+        &["--output", "xml", "status"],
+    ] {
+        seawall(words, &[]).complains(2, &[]);
+    }
+}
+
+#[test]
+fn help_version_and_completions_go_to_standard_output() {
+    assert!(done(seawall(&["--version"], &[])).starts_with("seawall "));
+    assert!(
+        done(seawall(&["--help"], &[])).contains("force")
+            || done(seawall(&["--help"], &[])).contains("breaker")
+    );
+    let script = done(seawall(&["completions", "bash"], &[]));
+    assert!(script.contains("_seawall()") && script.contains("force-open"), "{script}");
+    seawall(&["completions", "tcsh"], &[]).complains(2, &["tcsh"]);
+}
+
+#[test]
+fn an_admin_api_that_is_not_there_is_named() {
+    seawall(&["status", "--admin", NOWHERE], &[]).complains(1, &[NOWHERE, "is Seawall running"]);
+    seawall(&["health", "live"], &[("SEAWALL_ADMIN", NOWHERE)]).complains(1, &[NOWHERE]);
+    seawall(&["status", "--admin", "https://x"], &[]).complains(1, &["--admin", "http://"]);
+    let words = ["status", "--admin", NOWHERE, "--token-file", "/nowhere/token"];
+    seawall(&words, &[]).complains(1, &["--token-file /nowhere/token"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_and_status_of_one_and_of_several() {
+    let (one, two) = (Setup::new(NOWHERE, &[]), Setup::new(NOWHERE, &[]));
+    let (one, two) = (one.start().await, two.start().await);
+    assert_eq!(done(operate(&one, &["health", "live"])), "ok\n");
+    assert_eq!(done(operate(&one, &["health", "ready"])), "ready\n");
+    assert!(done(operate(&one, &["status"])).contains("in front of"));
+    // Before the subcommand or after it, repeated or with commas.
+    let both = seawall(&["--output", "json", "status", "--admin", &one.admin, "--admin", &two.admin], &[]);
+    let shown: Vec<Value> =
+        serde_json::Deserializer::from_str(&done(both)).into_iter().collect::<Result<_, _>>().unwrap();
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    assert!(shown.iter().all(|status| status["ready"] == true), "{shown:?}");
+    let list = format!("{},{}", one.admin, two.admin);
+    let both = seawall(&["health", "ready"], &[("SEAWALL_ADMIN", &list)]);
+    assert!(both.stderr.contains(&one.admin) && both.stderr.contains(&two.admin), "{both:?}");
+    assert_eq!(done(both), "ready\nready\n");
+    // One that fails does not hide the other.
+    let half = seawall(&["--admin", NOWHERE, "--admin", &two.admin, "health", "ready"], &[]);
+    assert_eq!((half.code, half.stdout.as_str()), (Some(1), "ready\n"), "{half:?}");
+    assert!(half.stderr.contains(NOWHERE), "{half:?}");
+    assert_eq!(one.stdout(), "", "logs belong to standard error");
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn breakers_by_the_command_line() {
+    let simulator = simulator().await;
+    let server = Setup::new(&simulator.url(), &[]).start().await;
+    let table = done(operate(&server, &["breaker", "list"]));
+    assert!(table.starts_with("SCOPE") && table.contains("shipments:read"), "{table}");
+    let json: Value =
+        serde_json::from_str(&done(operate(&server, &["breaker", "list", "--output", "json"]))).unwrap();
+    assert!(json["breakers"].as_array().unwrap().len() > 10, "{json}");
+
+    let force = ["breaker", "force-open", "shipments:read", "--reason", "INC-1", "--ttl", "10m"];
+    done(operate(&server, &[&force[..], &["--dry-run"]].concat()));
+    assert!(server.breaker("shipments:read").await["override"].is_null(), "a dry run changes nothing");
+    let shown = done(operate(&server, &force));
+    assert!(shown.contains("forced_open") && shown.contains("INC-1"), "{shown}");
+    assert_eq!(server.breaker("shipments:read").await["override"]["mode"], "forced_open");
+    assert_eq!(server.get("/shipments/1").await.status, 503);
+    assert_eq!(simulator.journal().len(), 0);
+    done(operate(&server, &["breaker", "auto", "shipments:read"]));
+    assert_eventually!(server.is_well("shipments:read").await);
+
+    done(operate(&server, &["breaker", "force-closed", "all", "--reason", "x", "--ttl", "never"]));
+    assert_eq!(server.breaker("global").await["override"]["mode"], "forced_closed");
+    done(operate(&server, &["breaker", "observe", "global", "--reason", "x"]));
+    assert_eq!(server.breaker("global").await["override"]["mode"], "observe");
+    done(operate(&server, &["breaker", "auto", "all", "--reason", "over"]));
+    assert!(server.breaker("bookings:write").await["override"].is_null());
+
+    let unknown = ["breaker", "force-open", "shipment:read", "--reason", "x"];
+    operate(&server, &unknown).complains(1, &["404", "shipment:read", "shipments:read"]);
+    let bad = ["breaker", "force-open", "global", "--reason", "x", "--ttl", "soon"];
+    operate(&server, &bad).complains(1, &["400", "ttl"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queued_writes_by_the_command_line() {
+    let simulator = simulator().await;
+    let times = ["upstream.timeout=700ms", "upstream.connect_timeout=500ms"];
+    let server = Setup::new(&simulator.url(), &times).start().await;
+    assert_eq!(done(operate(&server, &["queue", "list"])).lines().count(), 1);
+
+    simulator.set_faults(json!([{"kind": "apply_then_hang", "match": {"method": "POST"}}])).unwrap();
+    let mut unknown = Vec::new();
+    for name in ["a", "b", "c"] {
+        let answer = server.send(Method::POST, "/bookings", &[], &format!(r#"{{"name":"{name}"}}"#)).await;
+        assert_eq!(answer.status, 504, "{answer:?}");
+        unknown.push(answer.field("seawall-write-id").to_owned());
+    }
+    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    let waiting = server.send(Method::POST, "/bookings", &[], r#"{"name":"d"}"#).await.ticket();
+
+    let table = done(operate(&server, &["queue", "list"]));
+    assert_eq!(table.lines().count(), 5, "{table}");
+    assert!(table.starts_with("WRITE") && unknown.iter().all(|id| table.contains(id)), "{table}");
+    let list = ["--output", "json", "queue", "list", "--state", "pending", "--route", "POST /bookings"];
+    let json: Value = serde_json::from_str(&done(operate(&server, &list))).unwrap();
+    assert_eq!(json["writes"].as_array().unwrap().len(), 1, "{json}");
+    assert_eq!(json["writes"][0]["write_id"], *waiting);
+    operate(&server, &["queue", "list", "--state", "perhaps"]).complains(1, &["400", "state", "perhaps"]);
+    let shown: Value = serde_json::from_str(&done(operate(&server, &["queue", "show", &waiting]))).unwrap();
+    assert_eq!((&shown["state"], &shown["path"]), (&json!("pending"), &json!("/bookings")));
+    operate(&server, &["queue", "show", "7"]).complains(1, &["400", "UUID"]);
+    let nobody = "00000000-0000-4000-8000-000000000000";
+    operate(&server, &["queue", "show", nobody]).complains(1, &["404", nobody]);
+
+    // Nothing without a yes.
+    let cancel = ["queue", "cancel", &waiting, "--reason", "not needed"];
+    operate(&server, &cancel).complains(1, &["--yes", "nothing was changed"]);
+    assert_eq!(server.state(&waiting).await, "pending");
+    done(operate(&server, &[&cancel[..], &["--yes"]].concat()));
+    assert_eq!(server.state(&waiting).await, "cancelled");
+    operate(&server, &[&cancel[..], &["--yes"]].concat()).complains(1, &["409"]);
+    operate(&server, &["--yes", "queue", "cancel", &unknown[0], "--reason", "x"]).complains(1, &["409"]);
+
+    simulator.clear_faults();
+    let resolve = |id: &str, words: &[&str]| {
+        operate(&server, &[&["--yes", "queue", "resolve", id, "--reason", "looked"], words].concat())
+    };
+    done(resolve(&unknown[0], &["--as", "applied", "--result-id", "77"]));
+    assert_eq!(server.state(&unknown[0]).await, "done");
+    let history = server.ticket(&unknown[0]).await["history"].to_string();
+    assert!(history.contains("looked") && history.contains("77"), "{history}");
+    done(resolve(&unknown[1], &["--as", "drop"]));
+    assert_eq!(server.state(&unknown[1]).await, "dead");
+    assert_eq!(arrivals(&simulator, "POST", "/bookings"), 3);
+    done(resolve(&unknown[2], &["--as", "not-applied"]));
+    assert_eventually!(server.state(&unknown[2]).await == "done");
+    assert_eq!(arrivals(&simulator, "POST", "/bookings"), 4);
+    resolve(&unknown[2], &["--as", "applied"]).complains(1, &["409"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_admin_token_is_asked_for_and_shown_nowhere() {
+    let setup = Setup::new(NOWHERE, &[]);
+    let file = setup.dir.path().join("token");
+    std::fs::write(&file, "the-admin-secret-token\n").unwrap();
+    let setup = setup.set(format!("admin.token_file={}", file.display()));
+    let server = setup.start().await;
+    operate(&server, &["status"]).complains(1, &["401", "token"]);
+    assert_eq!(done(operate(&server, &["health", "ready"])), "ready\n");
+    done(operate(&server, &["--token-file", file.to_str().unwrap(), "status"]));
+    let env = [("SEAWALL_ADMIN_TOKEN", "the-admin-secret-token")];
+    done(seawall(&["status", "--admin", &server.admin], &env));
+    let wrong = [("SEAWALL_ADMIN_TOKEN", "another-secret-token")];
+    let ended = seawall(&["status", "--admin", &server.admin], &wrong).complains(1, &["401"]);
+    assert!(!ended.stderr.contains("another-secret-token"), "{ended:?}");
+    assert!(!server.log().contains("secret-token"), "{}", server.log());
+    server.stop().await;
+}
+
+// --- signals ---
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_term_ends_with_0_and_a_second_signal_at_once_with_1() {
+    let simulator = simulator().await;
+    let setup = Setup::new(&simulator.url(), &["server.drain.grace=15s", "telemetry.log=info,seawall=debug"]);
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut server = setup.start().await;
+        server.signal(signal);
+        assert_eq!(server.exit().await, Some(0), "{}", server.log());
+    }
+    let mut server = setup.start().await;
+    simulator.set_faults(json!([{"kind": "hang"}])).unwrap();
+    let call = server.try_send(Method::GET, "/shipments/1", &[], "");
+    let term = async {
+        assert_eventually!(!simulator.journal().is_empty());
+        server.signal(Signal::TERM);
+        assert_eventually!(server.log().contains("shutting down"));
+        let ready = operate(&server, &["health", "ready"]);
+        assert_eq!(ready.code, Some(1), "{ready:?}");
+        assert!(ready.stderr.contains("shutting down"), "{ready:?}");
+        server.signal(Signal::TERM);
+    };
+    let (answer, ()) = tokio::join!(call, term);
+    assert!(answer.is_err(), "{answer:?}");
+    let started = tokio::time::Instant::now();
+    assert_eq!(server.exit().await, Some(1), "{}", server.log());
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hangup_reads_a_credential_file_again_and_keeps_the_old_one_when_it_is_bad() {
+    let simulator = simulator().await;
+    let setup = Setup::new(&simulator.url(), &["credentials.mode=inject"]);
+    let file = setup.dir.path().join("flexport-token");
+    std::fs::write(&file, "first-injected-secret\n").unwrap();
+    let setup = setup.set(format!("credentials.alias.default.token_file={}", file.display()));
+    let server = setup.start().await;
+    let sent = || {
+        let journal = simulator.journal();
+        journal.last().unwrap()["headers"]["authorization"].as_str().unwrap_or_default().to_owned()
+    };
+    server.get("/shipments?per=1").await;
+    assert_eq!(sent(), "Bearer first-injected-secret");
+    std::fs::write(&file, "second-injected-secret\n").unwrap();
+    server.get("/shipments?per=1").await;
+    assert_eq!(sent(), "Bearer first-injected-secret", "not before the signal");
+    server.signal(Signal::HUP);
+    assert_eventually!(server.log().contains("configuration reloaded"));
+    server.get("/shipments?per=1").await;
+    assert_eq!(sent(), "Bearer second-injected-secret");
+    std::fs::remove_file(&file).unwrap();
+    server.signal(Signal::HUP);
+    assert_eventually!(server.log().contains("the old configuration stays"));
+    assert!(server.log().contains(&file.display().to_string()), "{}", server.log());
+    server.get("/shipments?per=1").await;
+    assert_eq!(sent(), "Bearer second-injected-secret");
+    assert!(!server.log().contains("injected-secret"), "{}", server.log());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_ever_logged_nor_on_the_disk_in_clear() {
+    let simulator = simulator().await;
+    let times = ["upstream.timeout=700ms", "upstream.connect_timeout=500ms", "telemetry.log=debug"];
+    let setup = Setup::new(&simulator.url(), &times);
+    let server = setup.start().await;
+    let token = [("authorization", "Bearer very-secret-flexport-key")];
+    let id = server.send(Method::GET, "/shipments?per=1", &token, "").await.json()["data"]["data"][0]["id"]
+        .to_string();
+    let path = format!("/shipments/{id}?f.secret=secret-in-a-query");
+    server.send(Method::GET, &path, &token, "").await;
+    simulator.set_faults(json!([{"kind": "apply_then_hang", "match": {"method": "POST"}}])).unwrap();
+    let body = r#"{"name":"secret-in-a-body"}"#;
+    assert_eq!(server.send(Method::POST, "/bookings", &token, body).await.status, 504);
+    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    server
+        .send(Method::PATCH, &format!("/shipments/{id}"), &token, r#"{"metadata":{"v":["secret-value"]}}"#)
+        .await
+        .ticket();
+    let caller =
+        [("authorization", "Basic dXNlcjpzZWNyZXQtcGFzc3dvcmQ="), ("seawall-token", "secret-caller-token")];
+    server.send(Method::GET, "/shipments/1", &caller, "").await;
+    for command in
+        [&["queue", "list", "--output", "json"][..], &["status", "--output", "json"], &["breaker", "list"]]
+    {
+        let shown = done(operate(&server, command));
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+    let metrics = server.admin(Method::GET, "/metrics", None).await;
+    assert!(!String::from_utf8_lossy(&metrics.body).contains("secret"));
+    assert!(server.log().len() > 500, "nothing was logged");
+    let log = server.log();
+    // The data folder has a file of that name.
+    let told: Vec<&str> = log
+        .lines()
+        .filter(|line| line.replace("data/secret", "").contains("secret") || line.contains("dXNlcj"))
+        .collect();
+    assert_eq!(told, Vec::<&str>::new());
+    let queue = setup.data().join("queue");
+    server.kill();
+    for path in [epoch(&queue).join("db")] {
+        let bytes = std::fs::read(path).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        for word in ["very-secret-flexport-key", "secret-in-a-body", "secret-value", "/bookings"] {
+            assert!(!text.contains(word), "{word} is on the disk in clear");
+        }
+    }
+}

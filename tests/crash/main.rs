@@ -1,0 +1,54 @@
+//! The real binary, killed with SIGKILL and started again on the same folder, in front of a simulator that lives on.
+//!
+//! What was acknowledged must hold, and nothing may be sent again that could take effect twice.
+
+#![expect(clippy::unwrap_used, reason = "a failure of a test's own means ends the test")]
+
+#[allow(dead_code, unreachable_pub, reason = "each suite uses its part of what they share")]
+#[path = "../it/support/mod.rs"]
+mod support;
+
+#[allow(dead_code, unreachable_pub, reason = "each suite uses its part of what they share")]
+#[path = "../process/mod.rs"]
+mod process;
+
+mod outage;
+mod random;
+mod unknown;
+
+use serde_json::Value;
+use support::Answer;
+
+/// The ids of the simulated shipments.
+async fn shipments(server: &process::Server) -> Vec<String> {
+    let page = server.get("/shipments?per=12").await.json();
+    page["data"]["data"].as_array().unwrap().iter().map(|shipment| shipment["id"].to_string()).collect()
+}
+
+/// A body that sets one value.
+fn patch(value: &str) -> String {
+    format!(r#"{{"metadata":{{"v":["{value}"]}}}}"#)
+}
+
+/// A booking of this name.
+fn booking(name: &str) -> String {
+    format!(r#"{{"name":"{name}"}}"#)
+}
+
+/// The ticket that any answer names.
+fn ticket_of(answer: &Answer) -> String {
+    let id = answer.field("seawall-write-id");
+    assert!(!id.is_empty(), "no ticket: {answer:?}");
+    id.to_owned()
+}
+
+/// What took effect, in order: `METHOD path body`.
+fn applied(simulator: &seawall::sim::Simulator) -> Vec<String> {
+    let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+    simulator.state()["applied"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| format!("{} {} {}", text(entry, "method"), text(entry, "path"), text(entry, "body")))
+        .collect()
+}

@@ -1,0 +1,178 @@
+//! Bookings whose outcome nobody can know: one arrival, a ticket that says so, and no second attempt, come what may.
+
+use crate::process::{Server, Setup};
+use crate::support::{arrivals, simulator};
+use crate::{applied, assert_eventually, booking, patch, shipments, ticket_of};
+use http::Method;
+use rustix::process::Signal;
+use seawall::sim::Simulator;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+
+const TIMES: [&str; 2] = ["upstream.timeout=800ms", "upstream.connect_timeout=500ms"];
+
+/// The only booking that the queue knows.
+async fn only_booking(server: &Server) -> Value {
+    let all: Vec<Value> =
+        server.writes().await.into_iter().filter(|write| write["route"] == "POST /bookings").collect();
+    assert_eq!(all.len(), 1, "{all:#?}");
+    all.into_iter().next().unwrap()
+}
+
+/// Something else goes through, so that what would be sent again had its chance; then the booking has arrived once.
+async fn check_once(simulator: &Simulator, server: &Server, what: &str) {
+    let path = format!("/shipments/{}", shipments(server).await[0]);
+    assert_eq!(server.send(Method::PATCH, &path, &[], &patch("after")).await.status, 200);
+    for _ in 0..3 {
+        let before = simulator.journal().len();
+        server.get("/bookings").await;
+        assert!(simulator.journal().len() > before);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(arrivals(simulator, "POST", "/bookings"), 1, "{what}");
+    assert_eq!(only_booking(server).await["state"], "unknown", "{what}");
+}
+
+/// `killed_after`: the caller had its 504. `first`, `again`: the keys of the request and of its repeat.
+async fn hang(killed_after: bool, first: Option<&str>, again: Option<&str>) {
+    let what = format!("killed after the answer: {killed_after}, key {first:?}, repeated with {again:?}");
+    let simulator = simulator().await;
+    let setup = Setup::new(&simulator.url(), &TIMES);
+    let server = setup.start().await;
+    simulator.set_faults(json!([{"kind": "apply_then_hang", "match": {"method": "POST"}}])).unwrap();
+    let fields =
+        |key: Option<&'static str>| key.map(|key| ("idempotency-key", key)).into_iter().collect::<Vec<_>>();
+    let (first, again) =
+        (fields(first.map(|_| "key-of-the-caller")), fields(again.map(|_| "key-of-the-caller")));
+    let body = booking("once");
+    let mut ticket = None;
+    if killed_after {
+        let answer = server.send(Method::POST, "/bookings", &first, &body).await;
+        assert_eq!(answer.status, 504, "{what}: {answer:?}");
+        assert_eq!(answer.json()["error"]["code"], "seawall_outcome_unknown", "{what}");
+        ticket = Some(ticket_of(&answer));
+        assert!(answer.field("location").ends_with(&format!("/_seawall/writes/{}", ticket_of(&answer))));
+        // The repeat before the crash.
+        let repeat = server.send(Method::POST, "/bookings", &again, &body).await;
+        assert_eq!(repeat.status, 504, "{what}: {repeat:?}");
+        assert_eq!(Some(ticket_of(&repeat)), ticket, "{what}");
+        server.kill();
+    } else {
+        let call = server.try_send(Method::POST, "/bookings", &first, &body);
+        let arrived = async { assert_eventually!(arrivals(&simulator, "POST", "/bookings") == 1) };
+        tokio::select! {
+            answer = call => panic!("{what}: answered before the kill: {answer:?}"),
+            () = arrived => {}
+        }
+        server.kill();
+    }
+
+    let server = setup.start().await;
+    let known = only_booking(&server).await;
+    assert_eq!(known["state"], "unknown", "{what}: {known}");
+    let id = known["write_id"].as_str().unwrap().to_owned();
+    assert!(ticket.is_none_or(|ticket| ticket == id), "{what}");
+    simulator.clear_faults();
+    for _ in 0..2 {
+        let repeat = server.send(Method::POST, "/bookings", &again, &body).await;
+        assert_eq!(repeat.status, 504, "{what}: {repeat:?}");
+        assert_eq!(ticket_of(&repeat), id, "{what}");
+    }
+    check_once(&simulator, &server, &what).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_before_the_answer_repeated_with_the_same_key() {
+    hang(false, Some(""), Some("")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_before_the_answer_repeated_without_any_key() {
+    hang(false, None, None).await;
+    hang(false, Some(""), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_after_the_answer_repeated_with_the_same_key() {
+    hang(true, Some(""), Some("")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_after_the_answer_repeated_without_any_key() {
+    hang(true, None, None).await;
+    hang(true, Some(""), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_term_in_the_middle_of_a_booking_answers_504_and_the_ticket_says_unknown() {
+    let simulator = simulator().await;
+    let setup = Setup::new(&simulator.url(), &["server.drain.grace=700ms"]);
+    let mut server = setup.start().await;
+    simulator.set_faults(json!([{"kind": "hang", "match": {"method": "POST"}}])).unwrap();
+    let body = booking("cut by the end");
+    let call = server.send(Method::POST, "/bookings", &[], &body);
+    let term = async {
+        assert_eventually!(arrivals(&simulator, "POST", "/bookings") == 1);
+        server.signal(Signal::TERM);
+    };
+    let (answer, ()) = tokio::join!(call, term);
+    assert_eq!(answer.status, 504, "{answer:?}");
+    assert_eq!(answer.json()["error"]["code"], "seawall_outcome_unknown");
+    let id = ticket_of(&answer);
+    assert_eq!(server.exit().await, Some(0), "{}", server.log());
+
+    simulator.clear_faults();
+    let server = setup.start().await;
+    assert_eq!(server.state(&id).await, "unknown");
+    check_once(&simulator, &server, "after SIGTERM").await;
+    server.stop().await;
+}
+
+/// Sends a booking over a connection of its own and leaves 10 ms later.
+async fn send_and_leave(server: &Server, body: &str) {
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!(
+        "POST /bookings HTTP/1.1\r\nhost: {address}\r\nauthorization: {}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        crate::support::TOKEN,
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_who_leaves_after_10_ms_changes_nothing() {
+    for (fault, state) in [
+        (json!([{"kind": "latency", "ms": 300}]), "done"),
+        (json!([{"kind": "apply_then_hang", "match": {"method": "POST"}}]), "unknown"),
+        (json!([{"kind": "refuse"}]), "pending"),
+    ] {
+        let simulator = simulator().await;
+        let setup = Setup::new(&simulator.url(), &TIMES);
+        let server = setup.start().await;
+        simulator.set_faults(fault.clone()).unwrap();
+        let body = booking("from one who left");
+        send_and_leave(&server, &body).await;
+        assert_eventually!({
+            let all = server.writes().await;
+            all.len() == 1 && all[0]["state"] == state
+        });
+        let before = only_booking(&server).await;
+        simulator.clear_faults();
+        if state == "pending" {
+            assert_eventually!(only_booking(&server).await["state"] == "done");
+        }
+        assert_eq!(applied(&simulator), [format!("POST /bookings {body}")], "{fault}");
+        assert_eq!(arrivals(&simulator, "POST", "/bookings"), 1, "{fault}");
+        // Whoever comes back finds it.
+        let repeat = server.send(Method::POST, "/bookings", &[], &body).await;
+        assert_eq!(repeat.status, if state == "unknown" { 504 } else { 200 }, "{fault}: {repeat:?}");
+        assert_eq!(ticket_of(&repeat), before["write_id"].as_str().unwrap(), "{fault}");
+        assert_eq!(arrivals(&simulator, "POST", "/bookings"), 1, "{fault}");
+        server.stop().await;
+    }
+}

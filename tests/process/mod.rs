@@ -1,0 +1,351 @@
+//! The real binary as a child process: started, watched, signalled, killed, started again in the same folder.
+
+use crate::support::{Answer, TOKEN, client};
+use http::{Method, Request};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustix::process::{Pid, Signal, kill_process};
+use seawall::http::Body;
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+/// How long a start, an end or a settlement may take on a busy machine.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// How the binary is started; the folder outlives it.
+#[derive(Clone)]
+pub struct Setup {
+    /// Holds `data` and whatever a test puts beside it.
+    pub dir: Arc<TempDir>,
+    /// `--set`.
+    pub sets: Vec<String>,
+    /// Added to an otherwise empty environment.
+    pub env: Vec<(String, String)>,
+    /// `--config`.
+    pub config: Option<PathBuf>,
+}
+
+/// A running `seawall serve`. Killed when dropped.
+pub struct Server {
+    child: Child,
+    /// Base URL of the data listener.
+    pub url: String,
+    /// Base URL of the admin listener.
+    pub admin: String,
+    stderr: Arc<Mutex<String>>,
+    stdout: Arc<Mutex<String>>,
+    http: Client<HttpConnector, Body>,
+    /// Not removed while the process uses it.
+    _dir: Arc<TempDir>,
+}
+
+/// What a command that ended has left.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+// === impl Setup ===
+
+impl Setup {
+    /// In front of `upstream`, with waits that suit a test; later settings win.
+    pub fn new(upstream: &str, sets: &[&str]) -> Self {
+        let dir = Arc::new(TempDir::new().unwrap());
+        let mut all: Vec<String> = [
+            "server.listen=127.0.0.1:0",
+            "admin.listen=127.0.0.1:0",
+            "telemetry.log=info,seawall=debug",
+            "breaker.open_wait=300ms",
+            "breaker.open_wait_max=600ms",
+            "probe.interval=200ms",
+            "queue.backoff=100ms",
+            "queue.backoff_max=500ms",
+            "server.drain.grace=2s",
+            "store.lock_wait=2s",
+        ]
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+        all.push(format!("upstream.base_url={upstream}"));
+        all.push(format!("data_dir={}", dir.path().join("data").display()));
+        all.extend(sets.iter().map(ToString::to_string));
+        Self { dir, sets: all, env: Vec::new(), config: None }
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// With one more `--set`.
+    pub fn set(mut self, set: impl Into<String>) -> Self {
+        self.sets.push(set.into());
+        self
+    }
+
+    fn command(&self, command: &str) -> Command {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_seawall"));
+        process.arg(command).current_dir(self.dir.path()).env_clear().env("RUST_BACKTRACE", "1");
+        process.envs(self.env.iter().map(|(name, value)| (name, value)));
+        if let Some(config) = &self.config {
+            process.arg("--config").arg(config);
+        }
+        // A later `--set` of the same key replaces the earlier one.
+        let key = |set: &str| set.split('=').next().unwrap_or_default().to_owned();
+        for (index, set) in self.sets.iter().enumerate() {
+            if !self.sets[index + 1..].iter().any(|later| key(later) == key(set)) {
+                process.arg("--set").arg(set);
+            }
+        }
+        process.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        process
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start(&self) -> Server {
+        let mut child = self.command("serve").spawn().unwrap();
+        let stderr = collect(child.stderr.take().unwrap());
+        let stdout = collect(child.stdout.take().unwrap());
+        let deadline = Instant::now() + LIMIT;
+        let (data, admin) = loop {
+            let log = stderr.lock().unwrap().clone();
+            if let Some(line) = log.lines().find(|line| line.contains("Seawall is up")) {
+                let field = |name: &str| {
+                    let at = line.find(name).unwrap_or_else(|| panic!("no {name} in {line}"));
+                    line[at + name.len()..].split_whitespace().next().unwrap().to_owned()
+                };
+                break (field(" data="), field(" admin="));
+            }
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("ended with {status} instead of starting:\n{}", stderr.lock().unwrap());
+            }
+            assert!(Instant::now() < deadline, "did not start:\n{log}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let server = Server {
+            child,
+            url: format!("http://{data}"),
+            admin: format!("http://{admin}"),
+            stderr,
+            stdout,
+            http: client(),
+            _dir: self.dir.clone(),
+        };
+        loop {
+            let ready = server.try_admin(Method::GET, "/readyz", None).await;
+            if ready.as_ref().is_ok_and(|answer| answer.status == 200) {
+                return server;
+            }
+            assert!(Instant::now() < deadline, "never ready: {ready:?}\n{}", server.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Runs a command with this configuration that must end by itself.
+    pub async fn run(&self, command: &str) -> Ended {
+        let mut child = self.command(command).spawn().unwrap();
+        let stderr = collect(child.stderr.take().unwrap());
+        let stdout = collect(child.stdout.take().unwrap());
+        let status = wait(&mut child, LIMIT).await;
+        if status.is_none() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        // The pipes end with the process; the collectors need a moment for the last lines.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Arc::strong_count(&stderr) + Arc::strong_count(&stdout) > 2 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let text = |text: &Arc<Mutex<String>>| text.lock().unwrap().clone();
+        let ended = Ended {
+            code: status.and_then(|status| status.code()),
+            stdout: text(&stdout),
+            stderr: text(&stderr),
+        };
+        assert!(status.is_some(), "`{command}` did not end: {ended:?}");
+        ended
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    /// What it wrote to standard output.
+    pub fn stdout(&self) -> String {
+        self.stdout.lock().unwrap().clone()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL, at once.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Its exit code, once it has ended by itself.
+    pub async fn exit(&mut self) -> Option<i32> {
+        wait(&mut self.child, LIMIT).await.and_then(|status| status.code())
+    }
+
+    /// SIGTERM, and a clean exit.
+    pub async fn stop(mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(self.exit().await, Some(0), "{}", self.log());
+    }
+
+    /// `GET` with the usual token.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], "").await
+    }
+
+    /// A request with the usual token; it must be answered.
+    pub async fn send(&self, method: Method, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+        self.try_send(method, path, fields, body)
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.log()))
+    }
+
+    /// The same, when the process may die meanwhile.
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        fields: &[(&str, &str)],
+        body: &str,
+    ) -> Result<Answer, String> {
+        try_send(&self.http, method, &format!("{}{path}", self.url), fields, body).await
+    }
+
+    /// A request to the admin API.
+    pub async fn admin(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.try_admin(method, path, body).await.unwrap()
+    }
+
+    async fn try_admin(&self, method: Method, path: &str, body: Option<Value>) -> Result<Answer, String> {
+        let body = body.map_or_else(String::new, |body| body.to_string());
+        let none = &[("authorization", "")];
+        try_send(&self.http, method, &format!("{}{path}", self.admin), none, &body).await
+    }
+
+    /// All writes that the queue knows, as the admin API lists them.
+    pub async fn writes(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        let mut path = "/api/v1/writes?limit=1000".to_owned();
+        loop {
+            let page = self.admin(Method::GET, &path, None).await.json();
+            all.extend(page["writes"].as_array().unwrap().iter().cloned());
+            match page["next"].as_u64() {
+                Some(next) => path = format!("/api/v1/writes?limit=1000&after={next}"),
+                None => return all,
+            }
+        }
+    }
+
+    /// The ticket as the admin API shows it.
+    pub async fn ticket(&self, id: &str) -> Value {
+        self.admin(Method::GET, &format!("/api/v1/writes/{id}"), None).await.json()
+    }
+
+    /// The state of a ticket.
+    pub async fn state(&self, id: &str) -> String {
+        self.ticket(id).await["state"].as_str().unwrap_or("not there").to_owned()
+    }
+
+    /// Whether a breaker lets traffic through by itself: closed, or in its ramp after a recovery.
+    pub async fn is_well(&self, scope: &str) -> bool {
+        let state = self.breaker(scope).await["state"].clone();
+        state == "closed" || state == "ramping"
+    }
+
+    /// A breaker's status.
+    pub async fn breaker(&self, scope: &str) -> Value {
+        self.admin(Method::GET, &format!("/api/v1/breakers/{scope}"), None).await.json()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One request, read whole. An empty field is left out; the usual token is added unless `authorization` is given.
+pub async fn try_send(
+    http: &Client<HttpConnector, Body>,
+    method: Method,
+    url: &str,
+    fields: &[(&str, &str)],
+    body: &str,
+) -> Result<Answer, String> {
+    let mut request = Request::builder().method(method).uri(url);
+    if !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) {
+        request = request.header("authorization", TOKEN);
+    }
+    for (name, value) in fields.iter().filter(|(name, value)| !(*name == "authorization" && value.is_empty()))
+    {
+        request = request.header(*name, *value);
+    }
+    if !body.is_empty() {
+        request = request.header("content-type", "application/json");
+    }
+    let request = request.body(Body::from(body.to_owned())).map_err(|error| error.to_string())?;
+    let response = tokio::time::timeout(Duration::from_secs(60), http.request(request))
+        .await
+        .map_err(|_| "no answer within a minute".to_owned())?
+        .map_err(|error| format!("{error:?}"))?;
+    let (parts, body) = response.into_parts();
+    let body = Body::from(body).collect(64 << 20).await.map_err(|error| error.to_string())?;
+    Ok(Answer { status: parts.status, fields: parts.headers, body })
+}
+
+async fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Reads a pipe to its end in a thread of its own, so that the child never waits for us.
+fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text: Arc<Mutex<String>> = Arc::default();
+    let sink = text.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines() {
+            let Ok(line) = line else { return };
+            let mut text = sink.lock().unwrap();
+            text.push_str(&line);
+            text.push('\n');
+        }
+    });
+    text
+}
