@@ -151,7 +151,7 @@ impl Cache {
         }
         let entry = Entry::new(
             old.status,
-            head,
+            &head,
             old.body.clone(),
             facts,
             now,
@@ -192,7 +192,7 @@ impl Cache {
                 }
                 let entry = Entry::new(
                     status,
-                    parts.headers,
+                    &parts.headers,
                     body,
                     facts,
                     now,
