@@ -2,8 +2,9 @@
 //! more than a comparison.
 
 use super::Identifier;
-use crate::context::{BoxFuture, RequestContext};
+use crate::context::RequestContext;
 use crate::error::ProxyError;
+use crate::http::decided::Decided;
 use crate::http::{Body, headers};
 use http::{Request, Response, header};
 use std::sync::Arc;
@@ -42,11 +43,10 @@ impl<S> tower::Layer<S> for AuthLayer {
 impl<S> tower::Service<Request<Body>> for Auth<S>
 where
     S: tower::Service<Request<Body>, Response = Response<Body>, Error = ProxyError>,
-    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = ProxyError;
-    type Future = BoxFuture<Result<Response<Body>, ProxyError>>;
+    type Future = Decided<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
         self.inner.poll_ready(cx)
@@ -60,9 +60,9 @@ where
                 let fields = request.headers_mut();
                 fields.remove(header::AUTHORIZATION);
                 fields.remove(&headers::SEAWALL_TOKEN);
-                Box::pin(self.inner.call(request))
+                Decided::later(self.inner.call(request))
             }
-            Err(error) => Box::pin(std::future::ready(Err(error))),
+            Err(error) => Decided::now(Err(error)),
         }
     }
 }

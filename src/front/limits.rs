@@ -2,8 +2,9 @@
 //! kind, bodies above the cap, malformed fields of ours.
 
 use super::context::timeout;
-use crate::context::{BoxFuture, RequestContext};
+use crate::context::RequestContext;
 use crate::error::ProxyError;
+use crate::http::decided::Decided;
 use crate::http::{Body, BodyError, headers};
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
@@ -61,11 +62,10 @@ impl<S> tower::Layer<S> for LimitsLayer {
 impl<S> tower::Service<Request<Body>> for Limits<S>
 where
     S: tower::Service<Request<Body>, Response = Response<Body>, Error = ProxyError>,
-    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = ProxyError;
-    type Future = BoxFuture<Result<Response<Body>, ProxyError>>;
+    type Future = Decided<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
         self.inner.poll_ready(cx)
@@ -75,7 +75,7 @@ where
         let context = RequestContext::of(&request).clone();
         let server = &context.config.settings.server;
         if let Err(error) = self.check(&request, server.max_body.0) {
-            return Box::pin(std::future::ready(Err(error)));
+            return Decided::now(Err(error));
         }
         // Before any layer adds fields of its own: a nominated field is the client's to lose, not ours.
         let fields = request.headers_mut();
@@ -88,7 +88,7 @@ where
             let limited = Limited { inner: body, left: cap, cap, idle, timer: None, is_waiting: false };
             *request.body_mut() = Body::new(limited);
         }
-        Box::pin(self.inner.call(request))
+        Decided::later(self.inner.call(request))
     }
 }
 

@@ -19,8 +19,13 @@ pub struct RescueLayer;
 #[derive(Clone, Debug)]
 pub struct Rescue<S>(S);
 
-/// A future whose panic is an error. The panic has been logged by the panic hook.
-pub struct CatchPanic<F>(Pin<Box<F>>);
+pin_project_lite::pin_project! {
+    /// A future whose panic is an error. The panic has been logged by the panic hook.
+    pub struct CatchPanic<F> {
+        #[pin]
+        inner: F,
+    }
+}
 
 // === impl RescueLayer ===
 
@@ -53,7 +58,7 @@ where
         let called = std::panic::catch_unwind(AssertUnwindSafe(|| self.0.call(request)));
         Box::pin(async move {
             let result = match called {
-                Ok(answer) => CatchPanic(Box::pin(answer)).await,
+                Ok(answer) => CatchPanic { inner: answer }.await,
                 Err(_) => Err(panicked()),
             };
             Ok(result.unwrap_or_else(|error| {
@@ -87,8 +92,8 @@ where
 {
     type Output = Result<T, ProxyError>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let inner = self.0.as_mut();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let inner = self.project().inner;
         match std::panic::catch_unwind(AssertUnwindSafe(|| inner.poll(cx))) {
             Ok(poll) => poll,
             Err(_) => Poll::Ready(Err(panicked())),

@@ -4,6 +4,7 @@ pub mod body;
 pub mod cache_control;
 pub mod cache_status;
 pub mod date;
+pub mod decided;
 pub mod delivery;
 pub mod headers;
 pub mod idempotency;

@@ -14,6 +14,8 @@ use crate::ids::WriteId;
 use crate::queue::Queue;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use serde_json::{Value, json};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -41,6 +43,17 @@ struct Parts {
     drain: Drain,
 }
 
+pin_project_lite::pin_project! {
+    /// Our answer, or that of further in: what passes through is not boxed.
+    #[project = Projected]
+    pub enum Either<F> {
+        /// An answer of ours.
+        Ours { inner: BoxFuture<Result<Response<Body>, ProxyError>> },
+        /// Not for us.
+        Theirs { #[pin] inner: F },
+    }
+}
+
 // === impl LocalLayer ===
 
 impl LocalLayer {
@@ -63,11 +76,10 @@ impl<S> tower::Layer<S> for LocalLayer {
 impl<S> tower::Service<Request<Body>> for Local<S>
 where
     S: tower::Service<Request<Body>, Response = Response<Body>, Error = ProxyError>,
-    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = ProxyError;
-    type Future = BoxFuture<Result<Response<Body>, ProxyError>>;
+    type Future = Either<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
         self.inner.poll_ready(cx)
@@ -75,17 +87,34 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         if !request.uri().path().starts_with(PREFIX) {
-            return Box::pin(self.inner.call(request));
+            return Either::Theirs { inner: self.inner.call(request) };
         }
         let parts = self.parts.clone();
         let request = request.map(drop);
-        Box::pin(async move {
+        let answer = async move {
             let mut response = parts.answer(&request).await?;
             let fields = response.headers_mut();
             fields.insert(headers::SEAWALL_SOURCE, HeaderValue::from_static("seawall"));
             fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             Ok(response)
-        })
+        };
+        Either::Ours { inner: Box::pin(answer) }
+    }
+}
+
+// === impl Either ===
+
+impl<F> Future for Either<F>
+where
+    F: Future<Output = Result<Response<Body>, ProxyError>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        match self.project() {
+            Projected::Ours { inner } => inner.as_mut().poll(cx),
+            Projected::Theirs { inner } => inner.poll(cx),
+        }
     }
 }
 

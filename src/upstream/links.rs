@@ -5,14 +5,16 @@
 //! length, and no digest of it holds any more. A part of such a body cannot be rewritten, so `Range` is not asked for
 //! and a full answer is given, as RFC 9110 §14.2 allows.
 
-use crate::context::{BoxFuture, UpstreamRequest};
+use crate::context::UpstreamRequest;
 use crate::error::ProxyError;
 use crate::flexport::links::{Bases, Rewriter};
 use crate::http::{Body, BodyError};
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body::{Body as HttpBody, Frame};
+use pin_project_lite::pin_project;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,6 +28,16 @@ pub struct LinksLayer(Option<Arc<Bases>>);
 pub struct Links<S> {
     bases: Option<Arc<Bases>>,
     inner: S,
+}
+
+pin_project! {
+    /// The answer, rewritten.
+    pub struct Rewriting<F> {
+        #[pin]
+        answer: F,
+        bases: Option<Arc<Bases>>,
+        is_download: bool,
+    }
 }
 
 struct RewrittenBody {
@@ -58,18 +70,19 @@ impl<S> tower::Layer<S> for LinksLayer {
 impl<S> tower::Service<UpstreamRequest> for Links<S>
 where
     S: tower::Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError>,
-    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = ProxyError;
-    type Future = BoxFuture<Result<Response<Body>, ProxyError>>;
+    type Future = Rewriting<S::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, mut request: UpstreamRequest) -> Self::Future {
-        let Some(bases) = self.bases.clone() else { return Box::pin(self.inner.call(request)) };
+        let Some(bases) = self.bases.clone() else {
+            return Rewriting { answer: self.inner.call(request), bases: None, is_download: false };
+        };
         // Bytes of documents are not rewritten, and may be asked for in parts.
         let is_download = request.call.route.template.ends_with("/download");
         if !is_download {
@@ -78,8 +91,25 @@ where
             fields.remove(header::RANGE);
             fields.remove(header::IF_RANGE);
         }
-        let answer = self.inner.call(request);
-        Box::pin(async move { answer.await.map(|response| rewrite(response, &bases, is_download)) })
+        Rewriting { answer: self.inner.call(request), bases: Some(bases), is_download }
+    }
+}
+
+// === impl Rewriting ===
+
+impl<F> Future for Rewriting<F>
+where
+    F: Future<Output = Result<Response<Body>, ProxyError>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let answer = std::task::ready!(this.answer.poll(cx));
+        Poll::Ready(match this.bases {
+            Some(bases) => answer.map(|response| rewrite(response, bases, *this.is_download)),
+            None => answer,
+        })
     }
 }
 
@@ -144,7 +174,17 @@ impl HttpBody for RewrittenBody {
             let ready = &mut this.ready;
             match std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => rewriter.push(data, &mut |bytes| ready.push_back(bytes)),
+                    Ok(data) => {
+                        // Mostly one piece comes of one: then nothing has to stand in line.
+                        let mut first = None;
+                        rewriter.push(data, &mut |bytes| match first {
+                            None => first = Some(bytes),
+                            Some(_) => ready.push_back(bytes),
+                        });
+                        if let Some(bytes) = first {
+                            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                        }
+                    }
                     Err(trailers) => {
                         rewriter.finish(&mut |bytes| ready.push_back(bytes));
                         this.rewriter = None;
