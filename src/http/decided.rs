@@ -9,16 +9,15 @@ use std::task::{Context, Poll};
 
 pin_project_lite::pin_project! {
     /// See the module.
+    #[expect(missing_docs, reason = "pin-project-lite takes no comments on fields")]
     #[project = Projected]
     pub enum Decided<F: Future> {
         /// The answer is there.
         Now {
-            /// Taken when it is given out.
             output: Option<F::Output>,
         },
         /// It comes from further in.
         Later {
-            /// Whose answer it is.
             #[pin]
             inner: F,
         },
