@@ -79,6 +79,8 @@ impl World {
             config: self.config.clone(),
             credential: Credential::None,
             deadline: Instant::now() + secs(60),
+            is_hurried: false,
+            whole_until: None,
             before_send: None,
             observer: None,
             slot: None,

@@ -6,7 +6,7 @@ use super::flight::{Answer, FlightKey, Landing, Led, Outcome, Passed};
 use super::invalidate::{Moment, Names};
 use super::policy::{self, Unkept};
 use super::service::Read;
-use crate::context::{Call, Lane, Upstream, UpstreamRequest};
+use crate::context::{Call, Lane, Upstream, UpstreamRequest, WholeUntil};
 use crate::error::ProxyError;
 use crate::http::{Body, BodyError};
 use bytes::{Bytes, BytesMut};
@@ -18,7 +18,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use tokio::time::Instant;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 use tower::ServiceExt;
 
 /// What a fill has to do.
@@ -60,6 +61,10 @@ struct Resumed {
     rest: Body,
 }
 
+/// A body that is not whole in time is ended by the upstream's own side, which tells the breaker; only what that
+/// misses is ended here.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// Runs an errand to its end.
 pub(crate) async fn run(cache: Arc<Cache>, upstream: Upstream, mut errand: Errand) -> Led {
     let landing = errand.landing.take();
@@ -87,7 +92,15 @@ impl Cache {
             call.lane = errand.lane;
             // A fill is for all who wait and for the copy: one caller's impatience does not end it.
             let asked_at = self.now();
-            call.deadline = call.deadline.max(asked_at.monotonic + read.context.route.timeout);
+            let own = asked_at.monotonic + read.context.route.timeout;
+            if own > call.deadline {
+                call.deadline = own;
+                call.is_hurried = false;
+            }
+            // A body that drips must not hold the key, its waiters and a slot of the upstream.
+            let whole_until = WholeUntil::new(call.deadline);
+            call.whole_until = Some(whole_until.clone());
+            let last = call.deadline + GRACE;
             let request = read.outgoing(base.map(|entry| &**entry));
             let response = match upstream.clone().oneshot(UpstreamRequest { request, call }).await {
                 Ok(response) => response,
@@ -101,14 +114,16 @@ impl Cache {
             } else {
                 named_length(&parts.headers)
             };
-            let body = match gather(body, length, limit).await {
-                Ok(Gathered::Whole(body)) => body,
-                Ok(Gathered::Longer(body)) => {
+            let body = match timeout_at(last, gather(body, length, limit)).await {
+                Err(_) => return failed(ProxyError::Cut("its body did not come to an end".to_owned())),
+                Ok(Ok(Gathered::Whole(body))) => body,
+                Ok(Ok(Gathered::Longer(body))) => {
+                    whole_until.lift();
                     entry::clean(&mut parts.headers);
                     self.note(read, errand.key.token, parts.status);
                     return (Led::Streamed(Response::from_parts(parts, body)), Sharing::No);
                 }
-                Err(error) => return failed(ProxyError::Cut(error.to_string())),
+                Ok(Err(error)) => return failed(ProxyError::Cut(error.to_string())),
             };
             let now = self.now();
             entry::clean(&mut parts.headers);
