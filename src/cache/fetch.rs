@@ -13,7 +13,6 @@ use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Response, StatusCode, response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use jiff::Timestamp;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -120,14 +119,14 @@ impl Cache {
                 Ok(Ok(Gathered::Longer(body))) => {
                     whole_until.lift();
                     entry::clean(&mut parts.headers);
-                    self.note(read, errand.key.token, parts.status);
+                    self.note(read, errand.key.token, parts.status, asked_at.monotonic);
                     return (Led::Streamed(Response::from_parts(parts, body)), Sharing::No);
                 }
                 Ok(Err(error)) => return failed(ProxyError::Cut(error.to_string())),
             };
             let now = self.now();
             entry::clean(&mut parts.headers);
-            self.note(read, errand.key.token, parts.status);
+            self.note(read, errand.key.token, parts.status, asked_at.monotonic);
             if parts.status == StatusCode::NOT_MODIFIED
                 && let Some(entry) = base
             {
@@ -137,11 +136,11 @@ impl Cache {
                     continue;
                 }
                 return (
-                    Led::Shared(self.confirm(errand, entry, parts.headers, asked_at.at, now)),
+                    Led::Shared(self.confirm(errand, entry, parts.headers, asked_at, now)),
                     Sharing::Yes,
                 );
             }
-            let (answer, sharing) = self.keep(errand, parts, body, asked_at.at, now);
+            let (answer, sharing) = self.keep(errand, parts, body, asked_at, now);
             return (Led::Shared(Outcome::Answer(answer)), sharing);
         }
     }
@@ -151,15 +150,16 @@ impl Cache {
         errand: &Errand,
         old: &Arc<Entry>,
         fresh: HeaderMap,
-        asked_at: Timestamp,
+        asked_at: Confirmed,
         now: Confirmed,
     ) -> Outcome {
         let read = &*errand.read;
         let head = old.renewed(fresh, now.at);
-        let verdict = policy::keep(old.status, &head, read.has_credential(), asked_at, now.at, &read.terms);
+        let verdict =
+            policy::keep(old.status, &head, read.has_credential(), asked_at.at, now.at, &read.terms);
         let (facts, may_keep) = match verdict {
             Ok(facts) => (facts, true),
-            Err(_) => (policy::Facts::of(&head, asked_at, now.at, &read.terms), false),
+            Err(_) => (policy::Facts::of(&head, asked_at.at, now.at, &read.terms), false),
         };
         if !may_keep {
             self.memory.remove(&read.key, old);
@@ -170,6 +170,7 @@ impl Cache {
             old.body.clone(),
             facts,
             now,
+            asked_at.monotonic,
             errand.began,
             errand.names,
             read.asked(),
@@ -184,7 +185,7 @@ impl Cache {
         errand: &Errand,
         parts: response::Parts,
         body: Bytes,
-        asked_at: Timestamp,
+        asked_at: Confirmed,
         now: Confirmed,
     ) -> (Answer, Sharing) {
         let read = &*errand.read;
@@ -196,7 +197,7 @@ impl Cache {
             // A failing upstream may well say "not found": the copy stays.
             Err(Unkept::Status)
         } else {
-            policy::keep(status, &parts.headers, read.has_credential(), asked_at, now.at, &read.terms)
+            policy::keep(status, &parts.headers, read.has_credential(), asked_at.at, now.at, &read.terms)
         };
         match verdict {
             Ok(facts) if !read.is_head => {
@@ -211,6 +212,7 @@ impl Cache {
                     body,
                     facts,
                     now,
+                    asked_at.monotonic,
                     errand.began,
                     errand.names,
                     read.asked(),
@@ -225,6 +227,7 @@ impl Cache {
                     && !read.is_head
                     && let Some(variants) = self.memory.get(&read.key)
                     && let Some(old) = variants.iter().find(|old| old.is_selected_by(read.asked()))
+                    && old.asked_at <= asked_at.monotonic
                 {
                     self.memory.remove(&read.key, old);
                 }
@@ -250,11 +253,13 @@ impl Cache {
         if !errand.may_keep
             || entry.body.len() as u64 > read.context.config.settings.cache.max_object.0
             || self.marks.is_outdated(errand.names, errand.began)
-            || !self.refusals.remember(read.partition)
         {
             return false;
         }
-        self.memory.put(read.key, entry.clone(), read.asked());
+        self.refusals.keeps(read.partition);
+        if !self.memory.put(read.key, entry.clone(), read.asked()) {
+            return false;
+        }
         let (keys, bytes) = self.memory.size();
         self.counters.size(keys, bytes);
         if errand.landing.is_none() {
@@ -264,11 +269,11 @@ impl Cache {
     }
 
     /// Remembers what the upstream thinks of this token.
-    pub(crate) fn note(&self, read: &Read, token: u64, status: StatusCode) {
+    fn note(&self, read: &Read, token: u64, status: StatusCode, asked_at: Instant) {
         match status.as_u16() {
-            401 => self.refusals.refuse(read.partition, token, None),
-            403 => self.refusals.refuse(read.partition, token, Some(&read.key)),
-            200..=299 | 304 => self.refusals.clear(read.partition, || token, Some(&read.key)),
+            401 => self.refusals.refuse(read.partition, token, None, Instant::now()),
+            403 => self.refusals.refuse(read.partition, token, Some(&read.key), Instant::now()),
+            200..=299 | 304 => self.refusals.clear(read.partition, || token, Some(&read.key), asked_at),
             _ => {}
         }
     }
@@ -295,7 +300,9 @@ async fn gather(mut body: Body, length: Option<u64>, limit: u64) -> Result<Gathe
             return Ok(Gathered::Longer(Body::new(Resumed { read: read.freeze(), rest: body })));
         }
     }
-    Ok(Gathered::Whole(read.freeze()))
+    // What grew by doubling is up to twice as large as what it holds, and would stay so for as long as it is kept.
+    let is_roomy = read.capacity() > read.len() + read.len() / 8 + 64;
+    Ok(Gathered::Whole(if is_roomy { Bytes::copy_from_slice(&read) } else { read.freeze() }))
 }
 
 // === impl Resumed ===
@@ -326,5 +333,38 @@ impl HttpBody for Resumed {
         }
         hint.set_lower(hint.lower() + read);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    struct Pieces(VecDeque<Bytes>);
+
+    impl HttpBody for Pieces {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_takes_no_more_room_than_it_needs() {
+        for pieces in [1, 2, 3, 5, 9, 17] {
+            let body = Body::new(Pieces((0..pieces).map(|_| Bytes::from(vec![b'x'; 4096])).collect()));
+            let Ok(Gathered::Whole(read)) = gather(body, None, 1 << 20).await else {
+                panic!("it is whole and short enough")
+            };
+            assert_eq!(read.len(), pieces * 4096);
+            let capacity = read.try_into_mut().expect("nobody else holds it").capacity();
+            assert!(capacity <= pieces * 4096 * 9 / 8 + 64, "{capacity} for {pieces} pieces");
+        }
     }
 }
