@@ -427,7 +427,9 @@ impl Breakers {
             let saved = tokio::task::spawn_blocking(move || overrides::save(&path, copy)).await;
             let saved = saved.map_err(|error| error.to_string());
             if let Err(error) = saved.and_then(|saved| saved.map_err(|error| error.to_string())) {
-                lifted.iter().for_each(|scope| scope.put_lifted_back());
+                for scope in &lifted {
+                    scope.put_lifted_back();
+                }
                 return Err(OverrideError::NotDurable(error));
             }
         }
