@@ -166,7 +166,7 @@ impl Cache {
         }
         let entry = Entry::new(
             old.status,
-            head,
+            &head,
             old.body.clone(),
             facts,
             now,
@@ -208,7 +208,7 @@ impl Cache {
                 }
                 let entry = Entry::new(
                     status,
-                    parts.headers,
+                    &parts.headers,
                     body,
                     facts,
                     now,

@@ -14,7 +14,7 @@
 
 use super::entry::Entry;
 use super::invalidate::Moment;
-use super::key::Key;
+use super::key::{Key, Places};
 use crate::error::ProxyError;
 use crate::http::Body;
 use crate::task::Tasks;
@@ -89,7 +89,7 @@ pub(crate) struct Flight {
 
 /// All fills under way.
 pub(crate) struct Flights {
-    shards: [Mutex<HashMap<FlightKey, Slot>>; SHARDS],
+    shards: [Mutex<HashMap<FlightKey, Slot, Places>>; SHARDS],
 }
 
 enum Slot {
@@ -177,7 +177,7 @@ impl Flights {
         }
     }
 
-    fn shard(&self, key: &FlightKey) -> MutexGuard<'_, HashMap<FlightKey, Slot>> {
+    fn shard(&self, key: &FlightKey) -> MutexGuard<'_, HashMap<FlightKey, Slot, Places>> {
         self.shards[usize::from(key.key.0[1]) % SHARDS].lock().expect("no code panics with this lock held")
     }
 }

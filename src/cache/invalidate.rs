@@ -13,6 +13,7 @@
 //!
 //! Invalidation is soft: the copy must be revalidated, and is still there for an outage.
 
+use super::key::Places;
 use crate::ids::PartitionId;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -37,7 +38,7 @@ pub(crate) struct Moment(u64);
 pub(crate) struct Marks {
     sequence: AtomicU64,
     floor: AtomicU64,
-    shards: [Mutex<HashMap<u64, u64>>; SHARDS],
+    shards: [Mutex<HashMap<u64, u64, Places>>; SHARDS],
     hasher: RandomState,
 }
 
@@ -121,7 +122,7 @@ impl Marks {
         shard.insert(name, next);
     }
 
-    fn shard(&self, name: u64) -> &Mutex<HashMap<u64, u64>> {
+    fn shard(&self, name: u64) -> &Mutex<HashMap<u64, u64, Places>> {
         &self.shards[(name >> 60) as usize % SHARDS]
     }
 }

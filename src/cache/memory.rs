@@ -5,21 +5,21 @@
 //! `Vary` tells apart, newest first.
 
 use super::entry::{Asked, Entry};
-use super::key::Key;
+use super::key::{Key, Places};
 use std::sync::{Arc, Mutex};
 
 /// Variants of one key that are kept; the oldest goes first.
 const VARIANTS: usize = 8;
 const STRIPES: usize = 16;
 /// What an entry takes besides its own bytes: map slots, counters, the `Arc`s.
-const OVERHEAD: usize = 400;
+const OVERHEAD: usize = 1000;
 
 /// The variants of a key.
 pub(crate) type Variants = Arc<Vec<Arc<Entry>>>;
 
 /// The map.
 pub(crate) struct Memory {
-    map: moka::sync::Cache<Key, Variants>,
+    map: moka::sync::Cache<Key, Variants, Places>,
     /// Held while the variants of a key are replaced.
     stripes: [Mutex<()>; STRIPES],
 }
@@ -36,7 +36,7 @@ impl Memory {
         let map = moka::sync::Cache::builder()
             .max_capacity(bytes)
             .weigher(|_, variants: &Variants| weight(variants))
-            .build();
+            .build_with_hasher(Places::default());
         Self { map, stripes: std::array::from_fn(|_| Mutex::new(())) }
     }
 

@@ -14,7 +14,7 @@ use crate::config::Snapshot;
 use crate::config::raw::CredentialMode;
 use crate::context::{Credential, Identity};
 use crate::error::ProxyError;
-use crate::http::headers::SEAWALL_TOKEN;
+use crate::http::headers::{self, SEAWALL_TOKEN};
 use crate::http::origin;
 use crate::ids::{OwnerId, PartitionId};
 use aws_lc_rs::{digest, hmac};
@@ -151,7 +151,7 @@ impl Identifier {
             Some(name) => self.partition(b"identity", name.as_bytes()),
             None => self.partition(b"token", authorization.as_bytes()),
         };
-        let mut authorization = authorization.clone();
+        let mut authorization = headers::detached_value(authorization);
         authorization.set_sensitive(true);
         *slot = Some(Seen { authorization, generation: config.generation, partition });
         partition

@@ -7,6 +7,7 @@
 //! (RFC 9112 §6.3, §11.2), and a refusal should name the field. Nothing allocates when there is nothing to do.
 
 use crate::error::ProxyError;
+use bytes::BytesMut;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Uri, Version};
@@ -87,6 +88,8 @@ fn strip(headers: &mut HeaderMap, is_meant: impl Fn(&HeaderName) -> bool) {
     }
 }
 
+/// Room for the fields that an answer gets of us, so that its map does not grow for them.
+const SPARE_FIELDS: usize = 6;
 /// The longest request id that is taken over.
 const LONGEST_REQUEST_ID: usize = 128;
 /// Above this a number of seconds is read as this (RFC 9111 §1.2.2).
@@ -149,6 +152,31 @@ pub fn strip_seawall_response(headers: &mut HeaderMap) {
         let name = name.as_str();
         name.starts_with(OURS) || matches!(name, "idempotent-replayed" | "preference-applied")
     });
+}
+
+/// The same fields in memory of their own: one buffer, as long as the values are.
+///
+/// A field that came over the wire is a slice of the connection's read buffer. To keep it would keep the whole buffer,
+/// several times the size of the answer, and make the connection take a new one for each message.
+pub fn detached(headers: &HeaderMap) -> HeaderMap {
+    let mut buffer = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
+    headers.values().for_each(|value| buffer.extend_from_slice(value.as_bytes()));
+    let mut buffer = buffer.freeze();
+    let mut own = HeaderMap::with_capacity(headers.keys_len() + SPARE_FIELDS);
+    for (name, value) in headers {
+        let bytes = buffer.split_to(value.len());
+        let mut copy = HeaderValue::from_maybe_shared(bytes).expect("the bytes of a valid value");
+        copy.set_sensitive(value.is_sensitive());
+        own.append(name.clone(), copy);
+    }
+    own
+}
+
+/// The same value in memory of its own; see [`detached`].
+pub fn detached_value(value: &HeaderValue) -> HeaderValue {
+    let mut copy = HeaderValue::from_bytes(value.as_bytes()).expect("the bytes of a valid value");
+    copy.set_sensitive(value.is_sensitive());
+    copy
 }
 
 /// Whether a request id may be taken over: 1 to 128 visible ASCII characters.
