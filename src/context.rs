@@ -13,6 +13,7 @@ use http::{HeaderValue, Method, Request, Response};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -114,6 +115,11 @@ pub struct Call {
     pub credential: Credential,
     /// When the whole call must be over.
     pub deadline: Instant,
+    /// Whether the caller itself wanted it to be over sooner than its route does: its impatience says nothing of the
+    /// upstream.
+    pub is_hurried: bool,
+    /// Until when the answer's body has to be whole, where it is read into memory and not passed on.
+    pub whole_until: Option<Arc<WholeUntil>>,
     /// What must be durable before the first byte leaves: run after every admission, right before sending. An error
     /// ends the call with nothing sent.
     pub before_send: Option<BeforeSend>,
@@ -121,6 +127,15 @@ pub struct Call {
     pub observer: Option<Arc<dyn AttemptObserver>>,
     /// Kept until the upstream's body has ended. Set by the limiter.
     pub slot: Option<Box<dyn std::any::Any + Send + Sync>>,
+}
+
+/// Until when a body that is read into memory has to be whole. A body that drips is never idle, and would hold what
+/// waits for it, a slot and its permits for as long as it likes. Lifted when the body turns out to be one that is
+/// passed on to a caller, who may read it as slowly as it wants.
+#[derive(Debug)]
+pub struct WholeUntil {
+    until: Instant,
+    is_lifted: AtomicBool,
 }
 
 /// A step before sending.
@@ -133,6 +148,10 @@ pub trait AttemptObserver: Send + Sync {
     fn began(&self);
     /// The head is there and the body follows: a long healthy body is not waited for. At most once per attempt.
     fn answered(&self, _delivery: Delivery, _head_after: Duration) {}
+    /// Whether the call may still be made: asked again by what let it wait.
+    fn may_go_on(&self) -> Result<(), ProxyError> {
+        Ok(())
+    }
     /// The attempt is over: at the end of the body, or when there was no head.
     fn ended(&self, outcome: AttemptOutcome);
 }
@@ -219,6 +238,25 @@ impl RequestContext {
     }
 }
 
+// === impl WholeUntil ===
+
+impl WholeUntil {
+    /// A limit at that moment.
+    pub fn new(until: Instant) -> Arc<Self> {
+        Arc::new(Self { until, is_lifted: AtomicBool::new(false) })
+    }
+
+    /// The body may take as long as it takes.
+    pub fn lift(&self) {
+        self.is_lifted.store(true, Ordering::Release);
+    }
+
+    /// The limit, while there is one.
+    pub fn get(&self) -> Option<Instant> {
+        (!self.is_lifted.load(Ordering::Acquire)).then_some(self.until)
+    }
+}
+
 // === impl Call ===
 
 impl Call {
@@ -232,6 +270,8 @@ impl Call {
             config: context.config.clone(),
             credential: context.identity().credential.clone(),
             deadline: context.deadline,
+            is_hurried: context.deadline < context.arrived + context.route.timeout,
+            whole_until: None,
             before_send: None,
             observer: None,
             slot: None,

@@ -17,6 +17,8 @@ pub(super) enum Verdict {
     Success,
     /// It works, but the head took too long.
     Slow,
+    /// The head had not come when our caller left, after too long a time.
+    Hung,
     /// It does not work.
     Failure {
         /// In which way.
@@ -75,7 +77,9 @@ pub(super) fn judge(outcome: &AttemptOutcome, slow: Duration) -> Verdicts {
         Delivery::Ambiguous(Doubt::Cut) => match outcome.body {
             BodyEnd::Complete | BodyEnd::Broken => verdicts(failure(Fault::Cut), Verdict::Neutral),
             // We cut it ourselves, before there was a head.
-            BodyEnd::Abandoned => verdicts(abandoned(is_slow), Verdict::Neutral),
+            BodyEnd::Abandoned => {
+                verdicts(if is_slow { Verdict::Hung } else { Verdict::Neutral }, Verdict::Neutral)
+            }
         },
         // What failed by its status has failed, whatever became of its body: nobody reads the body of an error that
         // a stale copy stands for.
@@ -94,13 +98,11 @@ pub(super) fn judge(outcome: &AttemptOutcome, slow: Duration) -> Verdicts {
         Delivery::Answered(Class::Success) => match outcome.body {
             BodyEnd::Complete => verdicts(success, Verdict::Success),
             BodyEnd::Broken => verdicts(failure(Fault::Body), Verdict::Neutral),
-            BodyEnd::Abandoned => verdicts(abandoned(is_slow), Verdict::Success),
+            BodyEnd::Abandoned => {
+                verdicts(if is_slow { Verdict::Slow } else { Verdict::Neutral }, Verdict::Success)
+            }
         },
     }
-}
-
-fn abandoned(is_slow: bool) -> Verdict {
-    if is_slow { Verdict::Slow } else { Verdict::Neutral }
 }
 
 // === impl Verdict ===
@@ -109,7 +111,7 @@ impl Verdict {
     fn without_slow(self) -> Self {
         match self {
             Self::Failure { fault, is_slow: _ } => Self::Failure { fault, is_slow: false },
-            Self::Success | Self::Slow | Self::Answer | Self::Neutral => self,
+            Self::Success | Self::Slow | Self::Hung | Self::Answer | Self::Neutral => self,
         }
     }
 }
@@ -212,7 +214,7 @@ mod tests {
         assert_eq!(answered(200, 11, BodyEnd::Abandoned), (Verdict::Slow, Verdict::Success));
         let before_head = |after| judged(Delivery::Ambiguous(Doubt::Cut), after, BodyEnd::Abandoned);
         assert_eq!(before_head(4), (Verdict::Neutral, Verdict::Neutral));
-        assert_eq!(before_head(11), (Verdict::Slow, Verdict::Neutral));
+        assert_eq!(before_head(11), (Verdict::Hung, Verdict::Neutral));
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! drops its permits without an outcome, which counts as nothing.
 
 use super::classify::{self, Verdict};
+use super::registry;
 use super::scope::Scope;
 use super::state;
 use super::word::{Probe, Tally};
 use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd};
+use crate::error::ProxyError;
 use crate::http::delivery::{Delivery, Doubt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,7 +66,7 @@ impl Permit {
             Verdict::Success => Tally::Success,
             Verdict::Answer => Tally::Neutral,
             // The end of the attempt, or its deadline, tells.
-            Verdict::Slow | Verdict::Failure { .. } | Verdict::Neutral => return,
+            Verdict::Slow | Verdict::Hung | Verdict::Failure { .. } | Verdict::Neutral => return,
         };
         self.scope.cell.renew(probe, now.saturating_add(HEALTHY_BODY), tally);
     }
@@ -115,6 +117,17 @@ impl AttemptObserver for CallPermits {
         if let Some(group) = &self.group {
             group.answered(now, verdicts.group);
         }
+    }
+
+    fn may_go_on(&self) -> Result<(), ProxyError> {
+        let now = self.global.scope.shared.now();
+        for permit in std::iter::once(&self.global).chain(&self.group) {
+            permit
+                .scope
+                .still_admits(permit, now)
+                .map_err(|refused| registry::refusal(&permit.scope, refused))?;
+        }
+        Ok(())
     }
 
     fn ended(&self, outcome: AttemptOutcome) {

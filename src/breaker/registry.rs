@@ -41,8 +41,6 @@ pub struct Breakers {
     book: Mutex<Book>,
     /// Overrides are changed one at a time.
     turn: tokio::sync::Mutex<()>,
-    /// Whether the file holds overrides that are over.
-    is_untidy: AtomicBool,
     /// Why the overrides of an earlier run are not in force.
     alarm: Option<String>,
     /// Whether replays that make something new wait for the end of the start.
@@ -74,6 +72,8 @@ pub const ALL: &str = "all";
 const GLOBAL: &str = "global";
 /// How long a replay waits that came before the end of the start.
 const STARTING: Duration = Duration::from_millis(100);
+/// After how long the file is tidied again when that failed.
+const TIDY_AGAIN: Duration = Duration::from_secs(5);
 
 // === impl Breakers ===
 
@@ -100,6 +100,7 @@ impl Breakers {
             bus,
             changes: watch::Sender::new(0),
             base: Instant::now(),
+            is_untidy: AtomicBool::new(false),
         });
         let scope = |name: String, role, reads| {
             Arc::new(Scope::new(Arc::from(name), role, reads, shared.clone(), metrics))
@@ -125,7 +126,6 @@ impl Breakers {
             path: overrides_path,
             book: Mutex::new(book),
             turn: tokio::sync::Mutex::new(()),
-            is_untidy: AtomicBool::new(false),
             alarm: alarm.map(|problem| {
                 format!("the overrides file cannot be read, so every breaker is on auto: {problem}")
             }),
@@ -149,7 +149,7 @@ impl Breakers {
                 continue;
             };
             if forced.is_over(wall) {
-                self.is_untidy.store(true, Ordering::Release);
+                self.shared.is_untidy.store(true, Ordering::Release);
                 if forced.mode == Mode::ForcedOpen {
                     scope.begin_half_open(now);
                 }
@@ -211,13 +211,17 @@ impl Breakers {
         Ok(CallPermits::new(global, permit.transpose()?))
     }
 
-    /// The breaker whose outage keeps back what makes something new; none when it may be a probe of its own
-    /// breaker, or when an operator keeps that closed.
+    /// The breaker whose outage keeps back what makes something new; none when an operator keeps the writes closed.
+    /// As a probe of its own breaker it is judged by that one, which asks the reads itself; but never is it the one
+    /// that tries the way to Flexport: reads and active probes do that.
     fn keeps_creates<'a>(&'a self, group: &'a Group, ask: Ask) -> Option<&'a Arc<Scope>> {
-        if !ask.creates || group.write.mode() != Mode::Auto || group.write.is_out() {
+        if !ask.creates || group.write.mode() != Mode::Auto {
             return None;
         }
-        [&self.global, &group.read].into_iter().find(|scope| scope.is_out())
+        if self.global.is_out() {
+            return Some(&self.global);
+        }
+        (!group.write.is_out() && group.read.is_out()).then_some(&group.read)
     }
 
     /// Whether a call would be admitted now, without taking a permit; if not, when to ask again.
@@ -265,18 +269,19 @@ impl Breakers {
     /// 250 ms; admission does the same for itself in between.
     pub fn tick(self: &Arc<Self>, now: Instant) {
         let now = self.shared.at(now);
-        let lifted = self.all.iter().filter(|scope| scope.tick(now)).count();
-        if lifted > 0 || self.is_untidy.swap(false, Ordering::AcqRel) {
+        self.all.iter().for_each(|scope| scope.tick(now));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && self.shared.is_untidy.swap(false, Ordering::AcqRel)
+        {
             let this = self.clone();
-            // Only to keep the file tidy: an override that is over says so itself.
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn(async move {
-                    let nothing = Change::nothing();
-                    if let Err(error) = this.commit(nothing).await {
-                        tracing::warn!(%error, "an override that is over is still in the file");
-                    }
-                });
-            }
+            // What was forced open and is over would be taken for an outage by the next start.
+            runtime.spawn(async move {
+                if let Err(error) = this.commit(Change::nothing()).await {
+                    tracing::warn!(%error, "an override that is over is still in the file");
+                    tokio::time::sleep(TIDY_AGAIN).await;
+                    this.shared.is_untidy.store(true, Ordering::Release);
+                }
+            });
         }
         self.look_everywhere(now);
     }
@@ -411,13 +416,22 @@ impl Breakers {
         let before = self.book().clone();
         let mut book = before.clone();
         let wall = self.shared.clock.now();
+        // By name: their time is over on the clock that lifted them, and perhaps not yet on the wall's.
+        let lifted: Vec<_> = self.all.iter().filter(|scope| scope.take_lifted()).collect();
+        for scope in &lifted {
+            book.remove(&*scope.name);
+        }
         change.enter(&mut book, wall);
         if let Some(path) = self.path.clone().filter(|_| book != before) {
             let copy = book.clone();
-            tokio::task::spawn_blocking(move || overrides::save(&path, copy))
-                .await
-                .map_err(|error| OverrideError::NotDurable(error.to_string()))?
-                .map_err(|error| OverrideError::NotDurable(error.to_string()))?;
+            let saved = tokio::task::spawn_blocking(move || overrides::save(&path, copy)).await;
+            let saved = saved.map_err(|error| error.to_string());
+            if let Err(error) = saved.and_then(|saved| saved.map_err(|error| error.to_string())) {
+                for scope in &lifted {
+                    scope.put_lifted_back();
+                }
+                return Err(OverrideError::NotDurable(error));
+            }
         }
         *self.book() = book.clone();
         let now = self.shared.now();
@@ -445,7 +459,7 @@ impl std::fmt::Debug for Breakers {
     }
 }
 
-fn refusal(scope: &Scope, refused: Refusal) -> ProxyError {
+pub(super) fn refusal(scope: &Scope, refused: Refusal) -> ProxyError {
     match refused {
         Refusal::Open(retry_after) => ProxyError::BreakerOpen { scope: scope.name.to_string(), retry_after },
         Refusal::Ramp => ProxyError::Overloaded { what: "ramp" },

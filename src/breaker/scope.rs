@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -33,6 +33,8 @@ pub(super) struct Shared {
     /// Counts transitions and changes of overrides.
     pub(super) changes: watch::Sender<u64>,
     pub(super) base: Instant,
+    /// Whether the file holds overrides that are over.
+    pub(super) is_untidy: AtomicBool,
 }
 
 /// One breaker.
@@ -50,6 +52,8 @@ pub(super) struct Scope {
     not_before: AtomicU64,
     /// When the override ends.
     override_until: AtomicU64,
+    /// Whether the override came to its end by its time, and may still be in the file.
+    is_lifted: AtomicBool,
     /// Failures in a row: `count (12) | when the first was (52)`.
     row: AtomicU64,
     last_failure: AtomicU64,
@@ -58,6 +62,8 @@ pub(super) struct Scope {
     /// Successes in a row.
     run: AtomicU32,
     in_flight: AtomicU32,
+    /// Of a group's writes, while half-open: when it began, or when a write that makes nothing new last asked.
+    canary_at: AtomicU64,
     ramp_since: AtomicU64,
     ramp_successes: AtomicU32,
     ramp_failures: AtomicU32,
@@ -173,6 +179,8 @@ const RECENT: usize = 10;
 const SOON: Duration = Duration::from_secs(1);
 /// The longest that is named for a forced breaker: an operator may lift it at any time.
 const FORCED_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How long, in milliseconds, half-open writes are kept for those that make nothing new.
+const CANARY_WAIT: u64 = 3000;
 const NEVER: u64 = u64::MAX;
 const ROW_SHIFT: u32 = 52;
 const ROW_MOST: u64 = 0xFFF;
@@ -221,11 +229,13 @@ impl Scope {
             open_until: AtomicU64::new(0),
             not_before: AtomicU64::new(0),
             override_until: AtomicU64::new(NEVER),
+            is_lifted: AtomicBool::new(false),
             row: AtomicU64::new(0),
             last_failure: AtomicU64::new(0),
             last_bad: AtomicU64::new(0),
             run: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
+            canary_at: AtomicU64::new(0),
             ramp_since: AtomicU64::new(0),
             ramp_successes: AtomicU32::new(0),
             ramp_failures: AtomicU32::new(0),
@@ -300,8 +310,11 @@ impl Scope {
                 Step::Again
             }
             State::HalfOpen => {
-                if ask.creates && !self.may_probe() {
-                    return Step::Refuse(Refusal::Open(self.reads_retry(now)));
+                if let Err(wait) = self.lets_create(word, now, ask) {
+                    return Step::Refuse(Refusal::Open(wait));
+                }
+                if !ask.creates && self.role == Role::Write {
+                    self.canary_at.fetch_max(now, Ordering::AcqRel);
                 }
                 // Until its attempt begins it has the same time to come to it.
                 let due = now.saturating_add(tuning.probe_limit);
@@ -313,6 +326,24 @@ impl Scope {
                 }
             }
         }
+    }
+
+    /// Whether a call that has waited since it got this permit may still be made. What began to refuse meanwhile
+    /// refuses it, too; what only moved on to more traffic does not.
+    pub(super) fn still_admits(&self, permit: &Permit, now: At) -> Result<(), Refusal> {
+        let word = self.cell.load();
+        if word.generation() == permit.generation {
+            return Ok(());
+        }
+        let retry = match (word.mode(), word.state()) {
+            (Mode::Observe | Mode::ForcedClosed, _) | (Mode::Auto, State::Closed | State::Ramping) => {
+                return Ok(());
+            }
+            (Mode::ForcedOpen, _) => self.forced_retry(now),
+            (Mode::Auto, State::Open | State::HalfOpen) => self.retry_hint(now),
+        };
+        self.counters.refused.inc();
+        Err(Refusal::Open(retry))
     }
 
     /// What `admit` would say, without taking a permit.
@@ -341,9 +372,7 @@ impl Scope {
                 self.may_probe().then_some(()).ok_or_else(|| self.reads_retry(now))
             }
             State::HalfOpen => {
-                if ask.creates && !self.may_probe() {
-                    return Err(self.reads_retry(now));
-                }
+                self.lets_create(word, now, ask)?;
                 (word.probes() < tuning.probes(self.role)).then_some(()).ok_or(SOON)
             }
         }
@@ -356,6 +385,22 @@ impl Scope {
             State::Closed | State::Ramping => true,
             State::HalfOpen | State::Open => reads.run.load(Ordering::Acquire) >= 2,
         })
+    }
+
+    /// Half-open writes are tried by what can be undone: what makes something new waits until one of those has
+    /// succeeded, or none has asked for a while.
+    fn lets_create(&self, word: Word, now: At, ask: Ask) -> Result<(), Duration> {
+        if !ask.creates {
+            return Ok(());
+        }
+        if !self.may_probe() {
+            return Err(self.reads_retry(now));
+        }
+        let free_at = self.canary_at.load(Ordering::Acquire).saturating_add(CANARY_WAIT);
+        if self.role != Role::Write || word.successes() > 0 || now >= free_at {
+            return Ok(());
+        }
+        Err(Duration::from_millis(free_at - now))
     }
 
     fn reads_retry(&self, now: At) -> Duration {
@@ -440,7 +485,7 @@ impl Scope {
                     Verdict::Success => (Tally::Success, Decided::Success),
                     Verdict::Answer => (Tally::Neutral, Decided::Answer),
                     // What is closed by slow calls is opened by them again.
-                    Verdict::Slow => (Tally::Failure, Decided::Slow),
+                    Verdict::Slow | Verdict::Hung => (Tally::Failure, Decided::Slow),
                     Verdict::Failure { fault, is_slow: _ } => (Tally::Failure, Decided::Failure(fault)),
                     // The slot stays until the permit is dropped: a further attempt may still tell something.
                     Verdict::Neutral => return,
@@ -486,6 +531,12 @@ impl Scope {
         let mut row = Row { count: 0, span: 0 };
         match verdict {
             Verdict::Answer | Verdict::Neutral => return,
+            Verdict::Hung => {
+                // Without a head nothing shows that the row of failures is at its end.
+                self.window.add(number, false, true);
+                self.last_bad.store(now, Ordering::Release);
+                self.remember(now, Decided::Slow);
+            }
             Verdict::Success | Verdict::Slow => {
                 let is_slow = verdict == Verdict::Slow;
                 self.window.add(number, false, is_slow);
@@ -597,12 +648,12 @@ impl Scope {
         true
     }
 
-    /// What happens by time alone. Tells whether an override came to its end.
-    pub(super) fn tick(&self, now: At) -> bool {
-        let is_lifted = self.lift_if_over(now);
+    /// What happens by time alone.
+    pub(super) fn tick(&self, now: At) {
+        self.lift_if_over(now);
         let word = self.cell.load();
         if word.mode() == Mode::ForcedOpen {
-            return is_lifted;
+            return;
         }
         match word.state() {
             State::Open if self.wants_probe(now) && self.may_probe() => self.step(word, now, Input::WaitOver),
@@ -610,7 +661,6 @@ impl Scope {
             State::Ramping => self.judge_ramp(word, now, &self.shared.tuning.load()),
             State::Open | State::Closed => {}
         }
-        is_lifted
     }
 
     /// Moves the machine, if the word still belongs to the generation of `seen`.
@@ -664,12 +714,24 @@ impl Scope {
                 return false;
             }
             self.override_until.store(NEVER, Ordering::Release);
+            self.is_lifted.store(true, Ordering::Release);
+            self.shared.is_untidy.store(true, Ordering::Release);
             self.advance(&mut machine, now, Input::Override { from, to: Mode::Auto })
         };
         if let Some(moved) = moved {
             self.announce(&moved, "the override's time is over");
         }
         true
+    }
+
+    /// Whether its override is over by its time since it was last asked. Not when there is a new one: that stays.
+    pub(super) fn take_lifted(&self) -> bool {
+        self.is_lifted.swap(false, Ordering::AcqRel) && self.mode() == Mode::Auto
+    }
+
+    /// What was taken could not be made durable.
+    pub(super) fn put_lifted_back(&self) {
+        self.is_lifted.store(true, Ordering::Release);
     }
 
     /// Under the machine's lock.
@@ -703,6 +765,7 @@ impl Scope {
             }
             Phase::HalfOpen => {
                 self.run.store(0, Ordering::Release);
+                self.canary_at.store(now, Ordering::Release);
                 self.forget();
             }
             Phase::Ramping => {

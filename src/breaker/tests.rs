@@ -79,6 +79,8 @@ impl World {
             config: self.config.clone(),
             credential: Credential::None,
             deadline: Instant::now() + secs(60),
+            is_hurried: false,
+            whole_until: None,
             before_send: None,
             observer: None,
             slot: None,
@@ -677,6 +679,82 @@ async fn creates_are_kept_back_while_global_is_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn creates_never_try_the_way_to_flexport_even_when_their_own_breaker_is_out() {
+    let world = World::new();
+    let create = || world.ask(&Method::POST, "/bookings");
+    for _ in 0..20 {
+        fail(create().unwrap());
+    }
+    assert_eq!(world.state("bookings:write"), State::Open);
+    world.force("global", Mode::ForcedOpen).await;
+    world.lift("global").await;
+    advance(secs(7)).await;
+    assert_eq!(refused_by(create()), "global");
+    assert!(world.breakers.would_admit("bookings", false, true).is_err());
+    // An active probe or a read shows that the way is there; creates wait for no write.
+    assert!(world.breakers.needs_probe("bookings"));
+    for _ in 0..5 {
+        ok(world.probe().unwrap());
+    }
+    assert_eq!(world.state("global"), State::Ramping);
+    world.tick();
+    advance(secs(3)).await;
+    ok(create().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_open_writes_are_tried_by_what_makes_nothing_new() {
+    let world = World::new();
+    let create = || world.ask(&Method::POST, "/products");
+    let amend = || world.ask(&Method::PATCH, "/products/1");
+    for _ in 0..20 {
+        fail(create().unwrap());
+    }
+    advance(secs(7)).await;
+    assert_eq!(refused(create()), ("products:write".to_owned(), secs(3)));
+    assert_eq!(world.breakers.would_admit("products", false, true), Err(secs(3)));
+    advance(secs(2)).await;
+    // As long as there is one, it is the canary.
+    answer(amend().unwrap(), 400);
+    advance(secs(2)).await;
+    assert_eq!(refused_by(create()), "products:write");
+    ok(amend().unwrap());
+    ok(create().unwrap());
+    assert_eq!(world.state("products:write"), State::Ramping);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waited_is_refused_when_its_breaker_opened_meanwhile() {
+    let world = World::new();
+    let waiting = world.read().unwrap();
+    assert!(waiting.may_go_on().is_ok());
+    world.open_reads();
+    let (scope, wait) = refused(waiting.may_go_on().map(|()| world.set().unwrap()));
+    assert_eq!(scope, READ);
+    assert!(wait >= secs(5));
+    world.after_open_wait().await;
+    let probe = world.read().unwrap();
+    assert!(probe.may_go_on().is_ok());
+    assert!(waiting.may_go_on().is_err());
+    world.close_by_reads();
+    assert!(probe.may_go_on().is_ok(), "more traffic than before is no reason");
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_leave_before_there_is_a_head_do_not_end_a_row_of_failures() {
+    let world = World::new();
+    for _ in 0..4 {
+        fail(world.read().unwrap());
+        let gone =
+            AttemptOutcome { body: BodyEnd::Abandoned, ..outcome(Delivery::Ambiguous(Doubt::Cut), secs(11)) };
+        end(world.read().unwrap(), gone);
+        fail(world.read().unwrap());
+        advance(secs(1)).await;
+    }
+    assert_eq!(world.state(READ), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_breaker_leaves_open_only_when_its_reads_are_well() {
     let world = World::new();
     world.open_writes();
@@ -734,6 +812,8 @@ async fn a_scope_with_nothing_but_creates_still_closes_after_its_reads_have() {
     for _ in 0..4 {
         ok(world.ask(&Method::GET, "/bookings").unwrap());
     }
+    assert_eq!(refused_by(create()), "bookings:write");
+    advance(secs(3)).await;
     ok(create().unwrap());
     ok(create().unwrap());
     assert_eq!(world.state("bookings:write"), State::Ramping);
@@ -927,6 +1007,36 @@ async fn overrides_outlive_a_restart_and_those_that_are_over_do_not() {
     let world = World::at(path);
     assert!(world.status(READ).forced.is_none());
     assert_eq!(world.state("network:read"), State::Closed, "the file was tidied");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_override_that_a_request_found_over_is_no_outage_of_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("overrides.json");
+    let world = World::at(path.clone());
+    world.breakers.set_override(READ, Mode::ForcedOpen, "x", Some(secs(10)), "ada", false).await.unwrap();
+    assert!(!overrides::load(&path).unwrap().is_empty());
+    advance(secs(11)).await;
+    world.close_by_reads();
+    // The first attempt to tidy the file fails.
+    let aside = folder.path().join("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    std::fs::create_dir_all(path.join("in the way")).unwrap();
+    world.tick();
+    for _ in 0..20 {
+        advance(Duration::from_millis(100)).await;
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+    }
+    std::fs::remove_dir_all(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    for _ in 0..100 {
+        advance(Duration::from_millis(250)).await;
+        world.tick();
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+    }
+    assert!(overrides::load(&path).unwrap().is_empty());
+    drop(world);
+    assert_eq!(World::at(path).state(READ), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]

@@ -274,7 +274,7 @@ impl Cache {
     }
 
     fn stand_in(&self, read: &Read, found: &Found, why: Why, now: &Confirmed) -> Option<Response<Body>> {
-        let entry = found.entry.as_deref()?;
+        let entry = found.entry.as_deref().filter(|_| !self.is_refused(read))?;
         match may_stand_in(read, entry, why, now) {
             Ok(()) => Some(self.stale(read, entry, why, now)),
             Err(refused) => {

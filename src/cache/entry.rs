@@ -29,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) facts: Facts,
     /// When the upstream last confirmed it.
     pub(crate) confirmed: Confirmed,
+    /// When it was asked for.
+    pub(crate) asked_at: Instant,
     /// The order of invalidations when its fill began.
     pub(crate) began: Moment,
     /// The names by which it is invalidated.
@@ -92,6 +94,7 @@ impl Entry {
         body: Bytes,
         facts: Facts,
         confirmed: Confirmed,
+        asked_at: Instant,
         began: Moment,
         names: Names,
         asked: Asked<'_>,
@@ -116,7 +119,7 @@ impl Entry {
         head.insert(CACHE_STATUS, HeaderValue::from_static("seawall"));
         head.insert(SEAWALL_SOURCE, HeaderValue::from_static("cache"));
         head.insert(SEAWALL_DATA_AS_OF, date::as_of(confirmed.at));
-        Self { status, head, body, facts, confirmed, began, names, selecting }
+        Self { status, head, body, facts, confirmed, asked_at, began, names, selecting }
     }
 
     /// The same answer, confirmed by a 304 (RFC 9111 §3.2): the fields of the 304 replace those of the same name,

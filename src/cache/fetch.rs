@@ -6,19 +6,19 @@ use super::flight::{Answer, FlightKey, Landing, Led, Outcome, Passed};
 use super::invalidate::{Moment, Names};
 use super::policy::{self, Unkept};
 use super::service::Read;
-use crate::context::{Call, Lane, Upstream, UpstreamRequest};
+use crate::context::{Call, Lane, Upstream, UpstreamRequest, WholeUntil};
 use crate::error::ProxyError;
 use crate::http::{Body, BodyError};
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Response, StatusCode, response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use jiff::Timestamp;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use tokio::time::Instant;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 use tower::ServiceExt;
 
 /// What a fill has to do.
@@ -60,6 +60,10 @@ struct Resumed {
     rest: Body,
 }
 
+/// A body that is not whole in time is ended by the upstream's own side, which tells the breaker; only what that
+/// misses is ended here.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// Runs an errand to its end.
 pub(crate) async fn run(cache: Arc<Cache>, upstream: Upstream, mut errand: Errand) -> Led {
     let landing = errand.landing.take();
@@ -87,7 +91,15 @@ impl Cache {
             call.lane = errand.lane;
             // A fill is for all who wait and for the copy: one caller's impatience does not end it.
             let asked_at = self.now();
-            call.deadline = call.deadline.max(asked_at.monotonic + read.context.route.timeout);
+            let own = asked_at.monotonic + read.context.route.timeout;
+            if own > call.deadline {
+                call.deadline = own;
+                call.is_hurried = false;
+            }
+            // A body that drips must not hold the key, its waiters and a slot of the upstream.
+            let whole_until = WholeUntil::new(call.deadline);
+            call.whole_until = Some(whole_until.clone());
+            let last = call.deadline + GRACE;
             let request = read.outgoing(base.map(|entry| &**entry));
             let response = match upstream.clone().oneshot(UpstreamRequest { request, call }).await {
                 Ok(response) => response,
@@ -101,18 +113,20 @@ impl Cache {
             } else {
                 named_length(&parts.headers)
             };
-            let body = match gather(body, length, limit).await {
-                Ok(Gathered::Whole(body)) => body,
-                Ok(Gathered::Longer(body)) => {
+            let body = match timeout_at(last, gather(body, length, limit)).await {
+                Err(_) => return failed(ProxyError::Cut("its body did not come to an end".to_owned())),
+                Ok(Ok(Gathered::Whole(body))) => body,
+                Ok(Ok(Gathered::Longer(body))) => {
+                    whole_until.lift();
                     entry::clean(&mut parts.headers);
-                    self.note(read, errand.key.token, parts.status);
+                    self.note(read, errand.key.token, parts.status, asked_at.monotonic);
                     return (Led::Streamed(Response::from_parts(parts, body)), Sharing::No);
                 }
-                Err(error) => return failed(ProxyError::Cut(error.to_string())),
+                Ok(Err(error)) => return failed(ProxyError::Cut(error.to_string())),
             };
             let now = self.now();
             entry::clean(&mut parts.headers);
-            self.note(read, errand.key.token, parts.status);
+            self.note(read, errand.key.token, parts.status, asked_at.monotonic);
             if parts.status == StatusCode::NOT_MODIFIED
                 && let Some(entry) = base
             {
@@ -122,11 +136,11 @@ impl Cache {
                     continue;
                 }
                 return (
-                    Led::Shared(self.confirm(errand, entry, parts.headers, asked_at.at, now)),
+                    Led::Shared(self.confirm(errand, entry, parts.headers, asked_at, now)),
                     Sharing::Yes,
                 );
             }
-            let (answer, sharing) = self.keep(errand, parts, body, asked_at.at, now);
+            let (answer, sharing) = self.keep(errand, parts, body, asked_at, now);
             return (Led::Shared(Outcome::Answer(answer)), sharing);
         }
     }
@@ -136,15 +150,16 @@ impl Cache {
         errand: &Errand,
         old: &Arc<Entry>,
         fresh: HeaderMap,
-        asked_at: Timestamp,
+        asked_at: Confirmed,
         now: Confirmed,
     ) -> Outcome {
         let read = &*errand.read;
         let head = old.renewed(fresh, now.at);
-        let verdict = policy::keep(old.status, &head, read.has_credential(), asked_at, now.at, &read.terms);
+        let verdict =
+            policy::keep(old.status, &head, read.has_credential(), asked_at.at, now.at, &read.terms);
         let (facts, may_keep) = match verdict {
             Ok(facts) => (facts, true),
-            Err(_) => (policy::Facts::of(&head, asked_at, now.at, &read.terms), false),
+            Err(_) => (policy::Facts::of(&head, asked_at.at, now.at, &read.terms), false),
         };
         if !may_keep {
             self.memory.remove(&read.key, old);
@@ -155,6 +170,7 @@ impl Cache {
             old.body.clone(),
             facts,
             now,
+            asked_at.monotonic,
             errand.began,
             errand.names,
             read.asked(),
@@ -169,7 +185,7 @@ impl Cache {
         errand: &Errand,
         parts: response::Parts,
         body: Bytes,
-        asked_at: Timestamp,
+        asked_at: Confirmed,
         now: Confirmed,
     ) -> (Answer, Sharing) {
         let read = &*errand.read;
@@ -181,7 +197,7 @@ impl Cache {
             // A failing upstream may well say "not found": the copy stays.
             Err(Unkept::Status)
         } else {
-            policy::keep(status, &parts.headers, read.has_credential(), asked_at, now.at, &read.terms)
+            policy::keep(status, &parts.headers, read.has_credential(), asked_at.at, now.at, &read.terms)
         };
         match verdict {
             Ok(facts) if !read.is_head => {
@@ -196,6 +212,7 @@ impl Cache {
                     body,
                     facts,
                     now,
+                    asked_at.monotonic,
                     errand.began,
                     errand.names,
                     read.asked(),
@@ -210,6 +227,7 @@ impl Cache {
                     && !read.is_head
                     && let Some(variants) = self.memory.get(&read.key)
                     && let Some(old) = variants.iter().find(|old| old.is_selected_by(read.asked()))
+                    && old.asked_at <= asked_at.monotonic
                 {
                     self.memory.remove(&read.key, old);
                 }
@@ -235,11 +253,13 @@ impl Cache {
         if !errand.may_keep
             || entry.body.len() as u64 > read.context.config.settings.cache.max_object.0
             || self.marks.is_outdated(errand.names, errand.began)
-            || !self.refusals.remember(read.partition)
         {
             return false;
         }
-        self.memory.put(read.key, entry.clone(), read.asked());
+        self.refusals.keeps(read.partition);
+        if !self.memory.put(read.key, entry.clone(), read.asked()) {
+            return false;
+        }
         let (keys, bytes) = self.memory.size();
         self.counters.size(keys, bytes);
         if errand.landing.is_none() {
@@ -249,11 +269,11 @@ impl Cache {
     }
 
     /// Remembers what the upstream thinks of this token.
-    pub(crate) fn note(&self, read: &Read, token: u64, status: StatusCode) {
+    fn note(&self, read: &Read, token: u64, status: StatusCode, asked_at: Instant) {
         match status.as_u16() {
-            401 => self.refusals.refuse(read.partition, token, None),
-            403 => self.refusals.refuse(read.partition, token, Some(&read.key)),
-            200..=299 | 304 => self.refusals.clear(read.partition, || token, Some(&read.key)),
+            401 => self.refusals.refuse(read.partition, token, None, Instant::now()),
+            403 => self.refusals.refuse(read.partition, token, Some(&read.key), Instant::now()),
+            200..=299 | 304 => self.refusals.clear(read.partition, || token, Some(&read.key), asked_at),
             _ => {}
         }
     }
@@ -280,7 +300,9 @@ async fn gather(mut body: Body, length: Option<u64>, limit: u64) -> Result<Gathe
             return Ok(Gathered::Longer(Body::new(Resumed { read: read.freeze(), rest: body })));
         }
     }
-    Ok(Gathered::Whole(read.freeze()))
+    // What grew by doubling is up to twice as large as what it holds, and would stay so for as long as it is kept.
+    let is_roomy = read.capacity() > read.len() + read.len() / 8 + 64;
+    Ok(Gathered::Whole(if is_roomy { Bytes::copy_from_slice(&read) } else { read.freeze() }))
 }
 
 // === impl Resumed ===
@@ -311,5 +333,38 @@ impl HttpBody for Resumed {
         }
         hint.set_lower(hint.lower() + read);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    struct Pieces(VecDeque<Bytes>);
+
+    impl HttpBody for Pieces {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_takes_no_more_room_than_it_needs() {
+        for pieces in [1, 2, 3, 5, 9, 17] {
+            let body = Body::new(Pieces((0..pieces).map(|_| Bytes::from(vec![b'x'; 4096])).collect()));
+            let Ok(Gathered::Whole(read)) = gather(body, None, 1 << 20).await else {
+                panic!("it is whole and short enough")
+            };
+            assert_eq!(read.len(), pieces * 4096);
+            let capacity = read.try_into_mut().expect("nobody else holds it").capacity();
+            assert!(capacity <= pieces * 4096 * 9 / 8 + 64, "{capacity} for {pieces} pieces");
+        }
     }
 }

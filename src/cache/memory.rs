@@ -44,13 +44,15 @@ impl Memory {
         self.map.get(key)
     }
 
-    /// Keeps an entry in place of the variant that the same request would select, unless that one is the newer.
-    pub(crate) fn put(&self, key: Key, entry: Arc<Entry>, asked: Asked<'_>) {
+    /// Keeps an entry in place of the variant that the same request would select, unless that one is the newer: begun
+    /// after a later invalidation, or asked for later. Tells whether it is kept.
+    pub(crate) fn put(&self, key: Key, entry: Arc<Entry>, asked: Asked<'_>) -> bool {
         let _held = self.stripe(&key).lock().expect("no code panics with this lock held");
         let mut variants = Vec::with_capacity(1);
         if let Some(present) = self.map.get(&key) {
-            if present.iter().any(|old| old.is_selected_by(asked) && old.began > entry.began) {
-                return;
+            let is_newer = |old: &Entry| old.began > entry.began || old.asked_at > entry.asked_at;
+            if present.iter().any(|old| old.is_selected_by(asked) && is_newer(old)) {
+                return false;
             }
             variants.reserve(present.len());
             variants.push(entry);
@@ -60,6 +62,7 @@ impl Memory {
             variants.push(entry);
         }
         self.map.insert(key, Arc::new(variants));
+        true
     }
 
     /// Forgets one variant.

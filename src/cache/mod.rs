@@ -27,6 +27,7 @@ mod layer;
 mod memory;
 mod policy;
 mod refusals;
+mod rest;
 mod service;
 
 pub use counters::Stats;
@@ -46,6 +47,7 @@ use flight::Flights;
 use invalidate::Marks;
 use memory::Memory;
 use refusals::Refusals;
+use rest::Rests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use tokio::sync::Semaphore;
@@ -64,6 +66,7 @@ pub struct Cache {
     refusals: Refusals,
     counters: Counters,
     refreshes: Arc<Semaphore>,
+    rests: Rests,
     /// When the upstream last confirmed anything, in Unix seconds.
     newest: AtomicI64,
     /// By the profile at start: the store cannot change its partitions on a reload.
@@ -93,6 +96,7 @@ impl Cache {
             refusals: Refusals::new(),
             counters: Counters::new(metrics),
             refreshes: Arc::new(Semaphore::new(REFRESHES)),
+            rests: Rests::new(),
             newest: AtomicI64::new(i64::MIN),
             is_strict: settings.profile == Profile::Strict,
             clock,

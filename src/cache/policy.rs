@@ -421,35 +421,38 @@ pub(crate) fn holds_error(headers: &HeaderMap, body: &[u8]) -> bool {
     }
     let body = body.trim_ascii();
     let tail = &body[body.len().saturating_sub(TAIL)..];
-    let Some(value) = memchr::memmem::rfind(tail, b"\"error\"")
-        .map(|at| tail[at + 7..].trim_ascii_start())
-        .and_then(|rest| rest.strip_prefix(b":"))
-        .map(<[u8]>::trim_ascii_start)
-    else {
+    // Nested members of that name may stand before it, after it inside its own value, or both.
+    memchr::memmem::find_iter(tail, b"\"error\"").any(|at| {
+        let rest = tail[at + 7..].trim_ascii_start();
+        rest.strip_prefix(b":").is_some_and(|value| is_last_object(value.trim_ascii_start()))
+    })
+}
+
+/// Whether an object stands here, and nothing but the end of one other after it: `{…}}`. A nested member of the data
+/// is followed by more.
+fn is_last_object(text: &[u8]) -> bool {
+    if text.first() != Some(&b'{') {
         return false;
-    };
-    // `"error":{…}}` with nothing of the envelope after it; a nested one of the data is followed by more.
-    value.first() == Some(&b'{') && {
-        let mut depth = 0usize;
-        let mut is_text = false;
-        let mut is_escaped = false;
-        for (index, byte) in value.iter().enumerate() {
-            match byte {
-                _ if is_escaped => is_escaped = false,
-                b'\\' if is_text => is_escaped = true,
-                b'"' => is_text = !is_text,
-                b'{' if !is_text => depth += 1,
-                b'}' if !is_text => {
-                    depth -= 1;
-                    if depth == 0 {
-                        return value[index + 1..].trim_ascii() == b"}";
-                    }
-                }
-                _ => {}
-            }
-        }
-        false
     }
+    let mut depth = 0usize;
+    let mut is_text = false;
+    let mut is_escaped = false;
+    for (index, byte) in text.iter().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b'{' if !is_text => depth += 1,
+            b'}' if !is_text => {
+                depth -= 1;
+                if depth == 0 {
+                    return text[index + 1..].trim_ascii() == b"}";
+                }
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::Cache;
 use super::answer::{Why, may_stand_in};
 use super::entry::{Asked, Entry};
 use super::fetch::{self, Errand};
-use super::flight::{Fill, Flight, FlightKey, Landing, Led, Outcome, Role};
+use super::flight::{Answer, Fill, Flight, FlightKey, Landing, Led, Outcome, Role};
 use super::invalidate::Names;
 use super::key::{self, Key};
 use super::policy::{Ask, Terms, Use};
@@ -22,7 +22,7 @@ use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, 
 use crate::ids::PartitionId;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, HOST,
-    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE,
+    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, RETRY_AFTER,
     TRANSFER_ENCODING, USER_AGENT,
 };
 use http::uri::PathAndQuery;
@@ -77,6 +77,15 @@ pub(crate) struct Found {
     pub(crate) forward: Forward,
     /// Whether the upstream refused this token: then nothing of others is shared with it.
     is_refused: bool,
+}
+
+/// A call that may change something. One whose caller left before its end may have acted.
+struct Unsafe {
+    cache: Arc<Cache>,
+    context: Arc<RequestContext>,
+    partition: PartitionId,
+    path: String,
+    has_ended: bool,
 }
 
 enum Look {
@@ -265,8 +274,7 @@ impl Cache {
     /// Answers from a copy, or tells what there is.
     fn look(&self, read: &Read) -> Look {
         let found = |entry, forward| Look::Forward(Found { entry, forward, is_refused: false });
-        let token = || self.refusals.token(&read.context.identity().credential);
-        let looked = if self.refusals.is_refused(read.partition, token, &read.key) {
+        let looked = if self.is_refused(read) {
             Look::Forward(Found { entry: None, forward: Forward::Bypass, is_refused: true })
         } else if let Some(variants) = self.memory.get(&read.key) {
             let asked = read.asked();
@@ -297,6 +305,13 @@ impl Cache {
         if read.ask.directives.only_if_cached { Look::Done(self.not_cached(read)) } else { looked }
     }
 
+    /// Whether the upstream refused this token. Asked again whenever a copy is about to be served after a wait: the
+    /// refusal may have come meanwhile.
+    pub(crate) fn is_refused(&self, read: &Read) -> bool {
+        let token = || self.refusals.token(&read.context.identity().credential);
+        self.refusals.is_refused(read.partition, token, &read.key)
+    }
+
     fn names(&self, read: &Read) -> Names {
         let tag = read.context.route.cache.as_ref().map_or("", |policy| policy.tag.as_str());
         self.marks.names(read.partition, read.uri.path(), tag)
@@ -307,6 +322,9 @@ impl Cache {
         let Ok(permit) = self.refreshes.clone().try_acquire_owned() else { return };
         let key =
             FlightKey { key: read.key, token: self.refusals.token(&read.context.identity().credential) };
+        if self.rests.is_resting(&key, Instant::now()) {
+            return;
+        }
         read.is_head = false;
         let names = self.names(&read);
         let began = self.marks.moment();
@@ -323,8 +341,18 @@ impl Cache {
                 lane: Lane::Refresh,
             };
             let run = fetch::run(self.clone(), upstream.clone(), errand);
+            let this = self.clone();
             self.tasks.spawn("cache-refresh", async move {
-                drop(run.await);
+                let has_failed = match run.await {
+                    Led::Shared(Outcome::Failed(_)) => true,
+                    Led::Shared(Outcome::Answer(Answer::Passed(passed))) => {
+                        let names_wait = passed.headers.contains_key(RETRY_AFTER);
+                        delivery::of_answer(passed.status, names_wait).is_outage()
+                    }
+                    Led::Shared(Outcome::Answer(Answer::Entry { .. }) | Outcome::Alone)
+                    | Led::Streamed(_) => false,
+                };
+                this.rests.ended(key, has_failed, Instant::now());
                 drop(permit);
             });
         }
@@ -420,7 +448,7 @@ async fn forward(
     match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
         Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, &found, outcome, false),
         Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, &found, response)),
-        Waited::Impatient | Waited::Lock | Waited::Over => match copy {
+        Waited::Impatient | Waited::Lock | Waited::Over => match copy.filter(|_| !cache.is_refused(&read)) {
             Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
             None => cache.conclude(&read, &found, Outcome::Failed(ProxyError::HeadTimeout), false),
         },
@@ -443,7 +471,7 @@ async fn join(
         let end = match cache.wait(&mut landed, read, copy.is_some(), arrived, is_joined).await {
             Waited::Done(Outcome::Alone) => return None,
             Waited::Done(outcome) => cache.conclude(read, found, outcome, true),
-            Waited::Lock => match copy {
+            Waited::Lock => match copy.filter(|_| !cache.is_refused(read)) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::REVALIDATING, &cache.now())),
                 None if flight.may_leave() => return None,
                 None => {
@@ -451,7 +479,7 @@ async fn join(
                     continue;
                 }
             },
-            Waited::Impatient | Waited::Over => match copy {
+            Waited::Impatient | Waited::Over => match copy.filter(|_| !cache.is_refused(read)) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::TOO_SLOW, &cache.now())),
                 None => cache.conclude(read, found, Outcome::Failed(ProxyError::HeadTimeout), true),
             },
@@ -473,20 +501,30 @@ where
     cache.counters.bypass.inc();
     let context = RequestContext::of(&request).clone();
     let partition = cache.partition(context.identity().partition);
-    let path = (!is_safe(request.method())).then(|| request.uri().path().to_owned());
+    let asked_at = Instant::now();
+    let mut unsafe_call = match partition {
+        Some(partition) if !is_safe(request.method()) => Some(Unsafe {
+            cache: cache.clone(),
+            context: context.clone(),
+            partition,
+            path: request.uri().path().to_owned(),
+            has_ended: false,
+        }),
+        _ => None,
+    };
     let mut result = inner.oneshot(request).await;
+    if let Some(call) = &mut unsafe_call {
+        call.has_ended = true;
+    }
     let is_ours = result.as_ref().is_ok_and(|response| response.headers().contains_key(SEAWALL_SOURCE));
     let Some(partition) = partition else {
         return result.map(|response| tell_passed(response, forward, is_ours));
     };
-    if let Some(path) = path
+    if let Some(call) = &unsafe_call
         && !is_ours
         && may_have_acted(&result)
     {
-        cache.marks.path(partition, &path);
-        for tag in &context.route.queue.invalidates {
-            cache.marks.tag(partition, tag);
-        }
+        call.invalidate();
         if let Ok(response) = &result {
             for name in [LOCATION, CONTENT_LOCATION] {
                 if let Some(path) = own_path(response.headers().get(name), &context.config.public_url) {
@@ -500,12 +538,32 @@ where
     {
         let token = || cache.refusals.token(&context.identity().credential);
         match response.status().as_u16() {
-            401 => cache.refusals.refuse(partition, token(), None),
-            200..=299 => cache.refusals.clear(partition, token, None),
+            401 => cache.refusals.refuse(partition, token(), None, Instant::now()),
+            200..=299 => cache.refusals.clear(partition, token, None, asked_at),
             _ => {}
         }
     }
     result.map(|response| tell_passed(response, forward, is_ours))
+}
+
+// === impl Unsafe ===
+
+impl Unsafe {
+    /// What it names is out of date.
+    fn invalidate(&self) {
+        self.cache.marks.path(self.partition, &self.path);
+        for tag in &self.context.route.queue.invalidates {
+            self.cache.marks.tag(self.partition, tag);
+        }
+    }
+}
+
+impl Drop for Unsafe {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.invalidate();
+        }
+    }
 }
 
 fn tell_passed(mut response: Response<Body>, forward: Forward, is_ours: bool) -> Response<Body> {

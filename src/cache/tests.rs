@@ -898,6 +898,25 @@ async fn stale_while_revalidate_answers_at_once_and_refreshes_once() {
     assert_eq!(world.get("/shipments").send().await.body, "new");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_refresh_failed_is_left_alone_for_longer_each_time() {
+    let world = world();
+    world.plan([ok(&[("cache-control", "max-age=1, stale-while-revalidate=600")], "old")]);
+    world.get("/shipments").send().await;
+    secs(2).await;
+    let mut asked = 1;
+    for span in [1000, 2000, 4000] {
+        world.plan([answer(503, &[], "")]);
+        for _ in 0..3 {
+            assert_eq!(world.get("/shipments").send().await.body, "old");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        asked += 1;
+        assert_eq!(world.asked(), asked);
+        tokio::time::sleep(Duration::from_millis(span)).await;
+    }
+}
+
 // === who may see what ===
 
 #[tokio::test(start_paused = true)]
@@ -923,6 +942,29 @@ async fn a_refused_token_sees_no_copy_until_its_own_success() {
         .await
         .says("upstream", "seawall; fwd=bypass; fwd-status=200; stored; ttl=600");
     world.get("/shipments").by(revoked()).send().await.says("cache", "seawall; hit; ttl=600");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_comes_during_a_wait_holds_for_it() {
+    for step in [breaker_open(), answer(503, &[], ""), ok(&[], "too late")] {
+        let world = world();
+        world.plan([
+            ok(&[], "good"),
+            Step::After(Duration::from_secs(4), Box::new(step.clone())),
+            answer(401, &[], "who"),
+            breaker_open(),
+        ]);
+        world.get("/shipments").send().await;
+        let request = world.get("/shipments").request();
+        let waiting = tokio::spawn(world.service.clone().oneshot(request));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(world.get("/ports").send().await.status, 401);
+        if let Ok(got) = waiting.await.unwrap() {
+            assert_eq!(got.headers()["seawall-source"], "upstream");
+        }
+        // Nor does a success that was asked for before the refusal end it.
+        assert!(world.get("/shipments").try_send().await.is_err());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -1197,6 +1239,43 @@ async fn unsafe_requests_that_go_by_make_their_path_out_of_date() {
         let _ = world.ask(method.clone(), target).try_send().await;
         let body = world.get("/shipments/1").send().await.body;
         assert_eq!(body == "new", asks_again, "{method}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsafe_request_whose_caller_left_may_have_acted() {
+    let world = world();
+    world.plan([ok(&[("cache-control", "max-age=600")], "old"), ok(&[], "new")]);
+    world.get("/shipments/1").send().await;
+    let slow = Step::After(Duration::from_secs(10), Box::new(answer(204, &[], "")));
+    world.script.inner_steps.lock().unwrap().push_back(slow);
+    let request = world.ask(Method::DELETE, "/shipments/1").request();
+    let call = tokio::spawn(world.service.clone().oneshot(request));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    assert_eq!(world.get("/shipments/1").send().await.body, "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_for_earlier_never_replaces_what_was_asked_for_later() {
+    for step in [ok(&[], "older"), answer(304, &[("etag", "\"a\"")], ""), answer(404, &[], "")] {
+        let world = world();
+        world.plan([
+            ok(&[("etag", "\"a\"")], "first"),
+            Step::After(Duration::from_secs(3), Box::new(step)),
+            ok(&[("etag", "\"b\"")], "newer"),
+            breaker_open(),
+        ]);
+        world.get("/shipments").send().await;
+        let slow = tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let other = identity(A, "of the same partition");
+        assert_eq!(world.get("/shipments").by(other).send().await.body, "newer");
+        let slow = slow.await.unwrap().unwrap();
+        assert!(!slow.headers()["cache-status"].to_str().unwrap().contains("stored"));
+        let got = world.get("/shipments").send().await;
+        assert_eq!((got.header("seawall-source"), &got.body[..]), ("stale", &b"newer"[..]));
     }
 }
 

@@ -55,6 +55,10 @@ where
                 Ok(Err(_)) => return Err(ProxyError::Draining),
                 Err(_) => return Err(ProxyError::Overloaded { what: "limiter.max" }),
             }
+            // The breaker may have opened meanwhile: what waited must not be a flood on what is ill.
+            if let Some(observer) = &request.call.observer {
+                observer.may_go_on()?;
+            }
             inner.call(request).await
         })
     }

@@ -151,6 +151,8 @@ impl Queue {
         let call = Call {
             lane: Lane::Replay,
             deadline: Instant::now() + route.timeout,
+            is_hurried: false,
+            whole_until: None,
             route: route.clone(),
             is_read: false,
             config: config.clone(),

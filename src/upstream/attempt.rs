@@ -8,7 +8,9 @@
 
 use super::body::{InFlight, UpstreamBody, Watch};
 use super::client::Client;
-use crate::context::{AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, is_safe};
+use crate::context::{
+    AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, WholeUntil, is_safe,
+};
 use crate::error::ProxyError;
 use crate::flexport::routes::ByGroup;
 use crate::http::delivery::{self, Class, Delivery, Doubt, Unsent};
@@ -25,7 +27,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -57,11 +59,13 @@ struct Upload {
 }
 
 /// How far an upload has come.
-#[derive(Default)]
 struct Progress {
+    began: Instant,
     finished: tokio::sync::Notify,
     /// Whether we wait for our caller, and not for the upstream to take more.
     is_starved: AtomicBool,
+    /// When the upstream last took a piece, in milliseconds since the beginning.
+    taken_at: AtomicU64,
 }
 
 const OUTCOMES: [&str; 8] =
@@ -131,13 +135,10 @@ impl Shared {
             return Err(ProxyError::DeadlineBeforeSending);
         }
         let in_flight = InFlight::new(&self.metrics.upstream_in_flight);
-        let started = Instant::now();
-        if let Some(observer) = &call.observer {
-            observer.began();
-        }
+        let mut started = Instant::now();
         let is_head = request.method() == Method::HEAD;
         let limits = &call.config.settings.upstream;
-        let result = match self.send_within(request, call.deadline, *limits.timeout).await {
+        let result = match self.send_within(request, &call, *limits.timeout, &mut started).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Err(ProxyError::Cut("101 Switching Protocols, which nobody asked for".to_owned()))
             }
@@ -158,12 +159,16 @@ impl Shared {
                 }
                 let watch =
                     Watch { outcome, observer: call.observer.take(), slot: call.slot.take(), in_flight };
-                Ok(inbound(response, is_head, *limits.body_idle_timeout, watch))
+                Ok(inbound(response, is_head, *limits.body_idle_timeout, call.whole_until.take(), watch))
             }
             Err(error) => {
                 if let Some(observer) = call.observer.take() {
-                    // Our caller's patience says nothing of the upstream, unless it was long.
-                    if matches!(error, ProxyError::HeadTimeout) && head_after < *limits.timeout {
+                    // Our caller's patience says nothing of the upstream, unless it was long; nor does what was left
+                    // of a route's time after another wait.
+                    if matches!(error, ProxyError::HeadTimeout)
+                        && head_after < *limits.timeout
+                        && (call.is_hurried || head_after < call.route.timeout / 2)
+                    {
                         outcome.delivery = Delivery::Ambiguous(Doubt::Cut);
                         outcome.body = BodyEnd::Abandoned;
                     }
@@ -175,17 +180,26 @@ impl Shared {
     }
 
     /// Sends, and waits for the head: until `deadline`, and at most `limit` from the moment at which the whole
-    /// request had been taken. While our own caller is still sending it, the upstream cannot answer.
+    /// request had been taken. While our own caller is still sending it, the upstream cannot answer: the attempt
+    /// counts as started, for all who judge it, when that is done.
     async fn send_within(
         &self,
         mut request: Request<Body>,
-        deadline: Instant,
+        call: &Call,
         limit: Duration,
+        started: &mut Instant,
     ) -> Result<Response<Incoming>, ProxyError> {
+        let deadline = call.deadline;
+        let began = || {
+            if let Some(observer) = &call.observer {
+                observer.began();
+            }
+        };
         if let Some(bytes) = request.body().as_bytes() {
             // What only reads may be sent again in any case, so how far a connection had come does not matter.
             let connection = (!is_safe(request.method())).then(|| capture_connection(&mut request));
-            let until = deadline.min(Instant::now() + limit);
+            let until = deadline.min(*started + limit);
+            began();
             return match tokio::time::timeout_at(until, self.send(request, bytes)).await {
                 Ok(result) => result,
                 Err(_) => match connection {
@@ -196,15 +210,26 @@ impl Shared {
                 },
             };
         }
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new(*started));
         let request = request.map(|inner| Body::new(Upload { inner, progress: progress.clone() }));
         let mut sent = std::pin::pin!(self.client.send(request));
         tokio::select! {
-            result = &mut sent => return result,
-            () = tokio::time::sleep_until(deadline) => return Err(progress.late()),
+            result = &mut sent => {
+                // It did not wait for the end of the request; how long that would have taken is our caller's matter.
+                *started = progress.taken_at();
+                began();
+                return result;
+            }
+            () = tokio::time::sleep_until(deadline) => {
+                *started = progress.taken_at();
+                began();
+                return Err(progress.late());
+            }
             () = progress.finished.notified() => {}
         }
-        match tokio::time::timeout_at(deadline.min(Instant::now() + limit), sent).await {
+        *started = Instant::now();
+        began();
+        match tokio::time::timeout_at(deadline.min(*started + limit), sent).await {
             Ok(result) => result,
             Err(_) => Err(ProxyError::HeadTimeout),
         }
@@ -276,7 +301,13 @@ impl Shared {
 }
 
 /// The answer as the layers above see it: end-to-end fields only; its length is the body's.
-fn inbound(response: Response<Incoming>, is_head: bool, idle: Duration, watch: Watch) -> Response<Body> {
+fn inbound(
+    response: Response<Incoming>,
+    is_head: bool,
+    idle: Duration,
+    whole_until: Option<Arc<WholeUntil>>,
+    watch: Watch,
+) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_seawall_response(&mut parts.headers);
@@ -284,7 +315,7 @@ fn inbound(response: Response<Incoming>, is_head: bool, idle: Duration, watch: W
         headers::strip_framing(&mut parts.headers);
     }
     parts.extensions = http::Extensions::new();
-    let body = UpstreamBody::new(incoming, idle, watch);
+    let body = UpstreamBody::new(incoming, idle, whole_until, watch);
     let body = if http_body::Body::is_end_stream(&body) { Body::empty() } else { Body::new(body) };
     Response::from_parts(parts, body)
 }
@@ -292,6 +323,20 @@ fn inbound(response: Response<Incoming>, is_head: bool, idle: Duration, watch: W
 // === impl Progress ===
 
 impl Progress {
+    fn new(began: Instant) -> Self {
+        Self {
+            began,
+            finished: tokio::sync::Notify::new(),
+            is_starved: AtomicBool::new(false),
+            taken_at: AtomicU64::new(0),
+        }
+    }
+
+    /// When the upstream last took a piece of it.
+    fn taken_at(&self) -> Instant {
+        self.began + Duration::from_millis(self.taken_at.load(Ordering::Relaxed))
+    }
+
     /// Whose fault it is that an upload was not done in time.
     fn late(&self) -> ProxyError {
         if self.is_starved.load(Ordering::Relaxed) {
@@ -315,6 +360,10 @@ impl HttpBody for Upload {
         let this = &mut *self;
         let poll = Pin::new(&mut this.inner).poll_frame(cx);
         this.progress.is_starved.store(poll.is_pending(), Ordering::Relaxed);
+        if poll.is_ready() {
+            let since = u64::try_from(this.progress.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            this.progress.taken_at.store(since, Ordering::Relaxed);
+        }
         if matches!(poll, Poll::Ready(None)) || this.inner.is_end_stream() {
             this.progress.finished.notify_one();
         }

@@ -3,8 +3,9 @@
 //! It watches three things: that something comes within the idle limit (the timer runs only while our own poll of it
 //! is pending, so a slow reader of ours is never blamed on the upstream), that the end is a whole one, and that the
 //! observer is told exactly once. What the call holds (permits, slot) is freed when this body ends or is dropped.
+//! A body that is read into memory has a limit in all besides: one that drips is never idle.
 
-use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd};
+use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd, WholeUntil};
 use crate::http::BodyError;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -21,6 +22,7 @@ use tokio::time::{Instant, Sleep};
 pub(crate) struct UpstreamBody {
     incoming: Incoming,
     idle: Duration,
+    whole_until: Option<Arc<WholeUntil>>,
     timer: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
     /// Taken when the end is known.
@@ -69,8 +71,14 @@ impl Watch {
 // === impl UpstreamBody ===
 
 impl UpstreamBody {
-    pub(crate) fn new(incoming: Incoming, idle: Duration, watch: Watch) -> Self {
-        let mut body = Self { incoming, idle, timer: None, is_waiting: false, watch: Some(watch) };
+    pub(crate) fn new(
+        incoming: Incoming,
+        idle: Duration,
+        whole_until: Option<Arc<WholeUntil>>,
+        watch: Watch,
+    ) -> Self {
+        let mut body =
+            Self { incoming, idle, whole_until, timer: None, is_waiting: false, watch: Some(watch) };
         if body.incoming.is_end_stream() {
             body.end(BodyEnd::Complete);
         }
@@ -116,17 +124,27 @@ impl HttpBody for UpstreamBody {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let deadline = Instant::now() + this.idle;
-                let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                let whole_until = this.whole_until.as_ref().and_then(|until| until.get());
                 if !this.is_waiting {
-                    timer.as_mut().reset(deadline);
+                    let idle_at = Instant::now() + this.idle;
+                    let until = whole_until.map_or(idle_at, |whole| whole.min(idle_at));
+                    match &mut this.timer {
+                        Some(timer) => timer.as_mut().reset(until),
+                        None => this.timer = Some(Box::pin(tokio::time::sleep_until(until))),
+                    }
                     this.is_waiting = true;
                 }
+                let timer = this.timer.as_mut().expect("it was made when the waiting began");
                 if timer.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
                 this.end(BodyEnd::Broken);
-                Poll::Ready(Some(Err(BodyError::Idle(this.idle))))
+                Poll::Ready(Some(Err(match whole_until {
+                    Some(until) if until <= Instant::now() => {
+                        BodyError::Cut("it was not whole within the time of the call".to_owned())
+                    }
+                    _ => BodyError::Idle(this.idle),
+                })))
             }
         }
     }

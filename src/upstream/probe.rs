@@ -5,7 +5,7 @@
 //! as a read probe where the breaker is half-open, and trips or closes nothing against real traffic.
 
 use crate::config::Snapshot;
-use crate::context::{BoxFuture, Call, Credential, Lane, Upstream, UpstreamRequest};
+use crate::context::{BoxFuture, Call, Credential, Lane, Upstream, UpstreamRequest, WholeUntil};
 use crate::flexport::routes::PROBES;
 use crate::http::Body;
 use http::{HeaderValue, Method, Request, header};
@@ -28,6 +28,9 @@ pub trait Target: Send + Sync + 'static {
 
 /// How often the groups are looked at.
 const LOOK: Duration = Duration::from_millis(250);
+/// What a probe has beyond the time of one attempt: that the attempt did not answer must be known by its own limit,
+/// and not look like somebody's impatience.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Probes until cancelled.
 pub async fn run(target: Arc<dyn Target>, upstream: Upstream, cancel: CancellationToken) {
@@ -55,13 +58,16 @@ pub async fn run(target: Arc<dyn Target>, upstream: Upstream, cancel: Cancellati
             let (config, upstream) = (config.clone(), upstream.clone());
             // Side by side: a probe that hangs must not keep the other groups waiting. It ends by its own limits.
             under_way.spawn(async move {
-                let result = upstream.oneshot(call(&config, path, credential.await)).await;
+                let request = call(&config, path, credential.await);
+                let last = request.call.deadline + GRACE;
+                let result = upstream.oneshot(request).await;
                 let outcome = match result {
                     Ok(response) => {
                         let status = response.status();
-                        match response.into_body().collect(4 << 20).await {
-                            Ok(_) => format!("answered {status}"),
-                            Err(error) => error.to_string(),
+                        match tokio::time::timeout_at(last, response.into_body().collect(4 << 20)).await {
+                            Ok(Ok(_)) => format!("answered {status}"),
+                            Ok(Err(error)) => error.to_string(),
+                            Err(_) => format!("answered {status}, and did not come to an end"),
                         }
                     }
                     Err(error) => error.to_string(),
@@ -83,13 +89,16 @@ fn call(config: &Arc<Snapshot>, path: &'static str, credential: Credential) -> U
         HeaderValue::from_static(concat!("Seawall/", env!("CARGO_PKG_VERSION"), " (probe)")),
     );
     let bare = path.split('?').next().unwrap_or(path);
+    let deadline = Instant::now() + *config.settings.upstream.timeout + GRACE;
     let call = Call {
         lane: Lane::Probe,
         route: config.routes.find(&Method::GET, bare).clone(),
         is_read: true,
         config: config.clone(),
         credential,
-        deadline: Instant::now() + *config.settings.upstream.timeout,
+        deadline,
+        is_hurried: false,
+        whole_until: Some(WholeUntil::new(deadline)),
         before_send: None,
         observer: None,
         slot: None,

@@ -1,7 +1,8 @@
 //! The switch: operators' overrides by the admin API, and who may use it.
 
 use crate::assert_eventually;
-use crate::support::{Answer, Proxy, arrivals, client, send, simulator, writes};
+use crate::support::scripted::{self, Scripted};
+use crate::support::{Answer, Proxy, TOKEN, arrivals, chaos, client, send, simulator, writes};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -318,4 +319,28 @@ async fn a_page_of_another_site_turns_no_switch() {
     for fields in [vec![("sec-fetch-site", "same-origin")], vec![("origin", proxy.admin.as_str())], vec![]] {
         assert_eq!(send(&client(), Method::PUT, &path, &fields, body, false).await.status, 200, "{fields:?}");
     }
+}
+
+#[tokio::test]
+async fn a_caller_that_sends_slowly_makes_no_upstream_slow() {
+    use tokio::io::AsyncWriteExt;
+    let upstream = Scripted::start(|_| async { scripted::json(200, "{}") }).await;
+    let sets = ["breaker.slow=300ms", "breaker.stale_deadline=100ms"];
+    let proxy = Proxy::start(&upstream.url, &sets).await;
+    // No write of a known kind: it streams.
+    let head = format!(
+        "POST /elsewhere HTTP/1.1\r\nHost: seawall\r\nAuthorization: {TOKEN}\r\nConnection: close\r\n\
+         Transfer-Encoding: chunked\r\n\r\n"
+    );
+    let mut stream = tokio::net::TcpStream::connect(proxy.addr()).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..8 {
+        stream.write_all(b"1\r\nx\r\n").await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    let answer = chaos::closed(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eventually!(proxy.breaker("other:write").await["window"]["calls"] == 1);
+    assert_eq!(proxy.breaker("other:write").await["window"]["slow"], 0);
 }

@@ -435,3 +435,59 @@ async fn an_older_read_that_ends_after_the_newer_one_does_not_take_its_place() {
     assert_eventually!(proxy.get("/shipments/1").await.source() == "stale");
     assert_eq!(proxy.get("/shipments/1").await.json()["written"], 1);
 }
+
+/// An upstream that answers with a head and then lets the body drip, faster than any idle limit, for ever.
+async fn dripping() -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                let _ = stream.read(&mut head).await;
+                let answer =
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+                let mut is_open = stream.write_all(answer.as_bytes()).await.is_ok();
+                while is_open {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    is_open = stream.write_all(b"1\r\n \r\n").await.is_ok();
+                }
+            });
+        }
+    });
+    url
+}
+
+/// A breaker that opens by two failures, and a route with less time than the breaker calls slow.
+const SHORT_ROUTE: &str = "[[route]]\nmethod = \"GET\"\npath = \"/shipments/:id\"\ntimeout = \"500ms\"\n";
+const TWO_FAILURES: [&str; 5] = [
+    "breaker.consecutive_failures=2",
+    "breaker.consecutive_span=1ms",
+    "breaker.open_wait=30s",
+    "breaker.open_wait_max=60s",
+    "probe.enabled=false",
+];
+
+#[tokio::test]
+async fn a_body_that_drips_for_ever_frees_its_key_and_its_slot_and_opens_the_breaker() {
+    let url = dripping().await;
+    let proxy = Proxy::configured(&url, &TWO_FAILURES, SHORT_ROUTE, |_| {}).await;
+    assert_eq!(proxy.get("/shipments/1").await.source(), "seawall");
+    assert_eventually!(proxy.metric("seawall_upstream_in_flight").await < 0.5);
+    // Not one that waits for the first: its key is free.
+    proxy.get("/shipments/1").await;
+    assert_eventually!(proxy.breaker("shipments:read").await["state"] == "open");
+    assert_eventually!(proxy.metric("seawall_upstream_in_flight").await < 0.5);
+}
+
+#[tokio::test]
+async fn a_hung_upstream_opens_the_breaker_although_the_route_has_less_time_than_slow() {
+    let gate = Arc::new(Semaphore::new(0));
+    let upstream = gated(gate).await;
+    let proxy = Proxy::configured(&upstream.url, &TWO_FAILURES, SHORT_ROUTE, |_| {}).await;
+    for _ in 0..2 {
+        assert_eq!(proxy.get("/shipments/1").await.status, 504);
+    }
+    assert_eventually!(proxy.breaker("shipments:read").await["state"] == "open");
+}
