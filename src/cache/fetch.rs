@@ -9,7 +9,7 @@ use super::service::Read;
 use crate::context::{Call, Lane, Upstream, UpstreamRequest, WholeUntil};
 use crate::error::ProxyError;
 use crate::http::{Body, BodyError};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Response, StatusCode, response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -291,18 +291,39 @@ async fn gather(mut body: Body, length: Option<u64>, limit: u64) -> Result<Gathe
     if known.is_some_and(|length| length > limit) || hint.lower() > limit {
         return Ok(Gathered::Longer(body));
     }
-    let mut read = BytesMut::with_capacity(usize::try_from(known.unwrap_or(hint.lower())).unwrap_or(0));
+    let mut pieces = Vec::with_capacity(4);
+    let mut total = 0;
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let Ok(data) = frame?.into_data() else { continue };
-        let is_longer = (read.len() + data.len()) as u64 > limit;
-        read.extend_from_slice(&data);
-        if is_longer {
-            return Ok(Gathered::Longer(Body::new(Resumed { read: read.freeze(), rest: body })));
+        total += data.len();
+        pieces.push(data);
+        if total as u64 > limit {
+            return Ok(Gathered::Longer(Body::new(Resumed { read: joined(&pieces, total), rest: body })));
         }
     }
-    // What grew by doubling is up to twice as large as what it holds, and would stay so for as long as it is kept.
-    let is_roomy = read.capacity() > read.len() + read.len() / 8 + 64;
-    Ok(Gathered::Whole(if is_roomy { Bytes::copy_from_slice(&read) } else { read.freeze() }))
+    Ok(Gathered::Whole(match pieces.as_mut_slice() {
+        [whole] => alone(std::mem::take(whole)),
+        pieces => joined(pieces, total),
+    }))
+}
+
+/// The same bytes, with nothing else kept for their sake. What was rewritten is in memory of its own already; all
+/// else is a slice of the connection's read buffer.
+fn alone(piece: Bytes) -> Bytes {
+    match piece.try_into_mut() {
+        Ok(own) if own.capacity() <= own.len() + own.len() / 8 + 64 => own.freeze(),
+        Ok(roomy) => Bytes::copy_from_slice(&roomy),
+        Err(shared) => Bytes::copy_from_slice(&shared),
+    }
+}
+
+/// All pieces in memory of exactly their length.
+fn joined(pieces: &[Bytes], total: usize) -> Bytes {
+    let mut whole = Vec::with_capacity(total);
+    for piece in pieces {
+        whole.extend_from_slice(piece);
+    }
+    Bytes::from(whole)
 }
 
 // === impl Resumed ===

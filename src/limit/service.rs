@@ -4,6 +4,8 @@ use crate::context::{BoxFuture, UpstreamRequest};
 use crate::error::ProxyError;
 use crate::http::Body;
 use http::Response;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::Semaphore;
@@ -14,6 +16,17 @@ use tokio::time::Instant;
 pub struct Limit<S> {
     inner: S,
     slots: Arc<Semaphore>,
+}
+
+pin_project_lite::pin_project! {
+    /// A call with its slot, or on its way to one. What need not wait is not boxed.
+    #[project = Projected]
+    pub enum Limited<F> {
+        /// There was a slot.
+        AtOnce { #[pin] inner: F },
+        /// There was none.
+        Waiting { inner: BoxFuture<Result<Response<Body>, ProxyError>> },
+    }
 }
 
 // === impl Limit ===
@@ -34,7 +47,7 @@ where
 {
     type Response = Response<Body>;
     type Error = ProxyError;
-    type Future = BoxFuture<Result<Response<Body>, ProxyError>>;
+    type Future = Limited<S::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
         Poll::Ready(Ok(()))
@@ -43,13 +56,13 @@ where
     fn call(&mut self, mut request: UpstreamRequest) -> Self::Future {
         if let Ok(slot) = self.slots.clone().try_acquire_owned() {
             request.call.slot = Some(Box::new(slot));
-            return Box::pin(self.inner.call(request));
+            return Limited::AtOnce { inner: self.inner.call(request) };
         }
         let slots = self.slots.clone();
         let until =
             request.call.deadline.min(Instant::now() + *request.call.config.settings.limiter.max_wait);
         let mut inner = self.inner.clone();
-        Box::pin(async move {
+        let waited = async move {
             match tokio::time::timeout_at(until, slots.acquire_owned()).await {
                 Ok(Ok(slot)) => request.call.slot = Some(Box::new(slot)),
                 Ok(Err(_)) => return Err(ProxyError::Draining),
@@ -60,6 +73,23 @@ where
                 observer.may_go_on()?;
             }
             inner.call(request).await
-        })
+        };
+        Limited::Waiting { inner: Box::pin(waited) }
+    }
+}
+
+// === impl Limited ===
+
+impl<F> Future for Limited<F>
+where
+    F: Future<Output = Result<Response<Body>, ProxyError>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        match self.project() {
+            Projected::AtOnce { inner } => inner.poll(cx),
+            Projected::Waiting { inner } => inner.as_mut().poll(cx),
+        }
     }
 }
