@@ -24,6 +24,8 @@ pub(super) struct Entry {
     pub(super) live: bool,
     /// A step of it is on its way to the disk, or it is being sent: nobody else may change it.
     pub(super) busy: bool,
+    /// It has a ticket that is not on disk: nobody is told of it, and a repeat waits for what becomes of it.
+    pub(super) unstored: bool,
     /// When it may be sent.
     pub(super) due: Moment,
     /// The answer's body, until it is on disk.
@@ -54,12 +56,18 @@ pub(super) struct Book {
 
 impl Entry {
     pub(super) fn new(record: Arc<Record>, live: bool) -> Self {
-        Self { record, live, busy: false, due: Moment::ZERO, answer: None, mark: None, watch: None }
+        Self { record, live, busy: false, unstored: false, due: Moment::ZERO, answer: None, mark: None, watch: None }
     }
 
     /// The state, for short.
     pub(super) fn state(&self) -> State {
         self.record.progress.state
+    }
+
+    /// What was on its way to the disk is there.
+    pub(super) fn stored(&mut self) {
+        self.busy = false;
+        self.unstored = false;
     }
 
     /// Wakes with each change.
@@ -71,7 +79,7 @@ impl Entry {
     pub(super) fn earlier(&self, now: Timestamp) -> dedupe::Earlier {
         dedupe::Earlier {
             state: self.state(),
-            is_live: self.live,
+            is_live: self.live || self.unstored,
             has_answer: self.record.answer.is_some(),
             maybe_applied: self.record.progress.maybe_applied,
             settled_for: self.record.progress.settled_at.map(|at| crate::clock::since(now, at)),

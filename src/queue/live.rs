@@ -9,7 +9,7 @@
 //! The caller may leave at any point; only the answer is lost to it then, and its key or an equal write finds it.
 
 use super::admit::{self, Case, Decision};
-use super::book::{bucket, order_key};
+use super::book::{Entry, bucket, order_key};
 use super::buffer::Read;
 use super::dedupe::{self, Repeat};
 use super::hub::{self, Answer, Queue, Trace};
@@ -252,10 +252,11 @@ impl Live {
                 if !is_removal {
                     queue.with(|book| {
                         book.change(id, |entry| {
-                            entry.busy = false;
                             if stored {
+                                entry.stored();
                                 entry.answer = None;
                             }
+                            entry.busy = false;
                         })
                     });
                 }
@@ -552,6 +553,7 @@ impl Live {
                     entry.record = record.clone();
                     entry.live = false;
                     entry.busy = true;
+                    entry.unstored = true;
                     entry.due = due;
                 });
             }
@@ -571,7 +573,7 @@ impl Live {
         };
         match self.queue.journal.commit(Journal::batch(&record, &with)).await {
             Ok(()) => {
-                self.queue.with(|book| book.change(id, |entry| entry.busy = false));
+                self.queue.with(|book| book.change(id, Entry::stored));
                 let route = RouteLabels { route: record.route.to_string() };
                 self.queue.metrics.queue_accepted.get_or_create(&route).inc();
                 self.queue.tell(&record);
@@ -593,11 +595,15 @@ impl Live {
         self.queue.tell_settled(&self.record, &self.ctx.route, None);
         let record = Arc::new(self.record.clone());
         let id = record.write_id;
+        let is_stored = trace.durable.load(Ordering::Acquire);
+        let accepts = self.ctx.config.settings.queue.on_unknown == OnUnknown::Accept && self.case.may_queue;
         self.queue.with(|book| {
             book.change(id, |entry| {
                 entry.record = record.clone();
                 entry.live = false;
                 entry.busy = true;
+                // A repeat is told 504, which promises nothing; a 202 only when it is on disk.
+                entry.unstored = accepts && !is_stored;
             })
         });
         self.queue.tell(&record);
@@ -605,7 +611,6 @@ impl Live {
             "the outcome of {} ({id}) is not known: find out at Flexport and resolve it",
             record.route
         ));
-        let is_stored = trace.durable.load(Ordering::Acquire);
         let token = self.token();
         let with = With {
             body: (!is_stored).then_some(&*self.body),
@@ -614,13 +619,12 @@ impl Live {
             ..With::default()
         };
         let batch = Journal::batch(&record, &with);
-        let accepts = self.ctx.config.settings.queue.on_unknown == OnUnknown::Accept && self.case.may_queue;
         // Where `sending` is on disk, a restart comes to the same: then the caller need not wait.
         if accepts || !is_stored {
             let limit = if accepts { journal::COMMIT_LIMIT } else { INTENT_LIMIT };
             let stored = tokio::time::timeout(limit, self.queue.journal.commit(batch.clone())).await;
             if matches!(stored, Ok(Ok(()))) {
-                self.queue.with(|book| book.change(id, |entry| entry.busy = false));
+                self.queue.with(|book| book.change(id, Entry::stored));
                 let error = ProxyError::OutcomeUnknown { write_id: id };
                 return (if accepts { Ok(Reply::Ticket(id)) } else { Err(error) }, Rest::Nothing);
             }

@@ -796,6 +796,39 @@ async fn without_a_durable_record_there_is_never_a_202() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_repeat_is_told_of_no_ticket_that_is_not_on_disk() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    rig.store.hold();
+    let with = [("idempotency-key", "k")];
+    let first = rig.start(rig.request(Method::POST, "/bookings", "{}", &with));
+    rig.settle().await;
+    let twin = rig.start(rig.request(Method::POST, "/bookings", "{}", &[]));
+    rig.settle().await;
+    let same = rig.post("/bookings", "{}", &with).await;
+    assert!(matches!(same.error, Some(ProxyError::KeyInFlight { .. })), "{same:?}");
+    assert!(!twin.is_finished() && !first.is_finished());
+    rig.store.release();
+    let (first, twin) = (first.await.unwrap(), twin.await.unwrap());
+    assert_eq!((first.status, twin.status), (202, 202));
+    assert_eq!(first.id(), twin.id());
+    // What could not be stored is no ticket of its twin's either.
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    rig.store.hold();
+    let first = rig.start(rig.request(Method::POST, "/bookings", "{}", &[]));
+    rig.settle().await;
+    let twin = rig.start(rig.request(Method::POST, "/bookings", "{}", &[]));
+    rig.settle().await;
+    rig.store.fail_next(1);
+    rig.store.release();
+    assert_eq!(first.await.unwrap().status, 507);
+    let twin = twin.await.unwrap();
+    assert_eq!(twin.status, 202);
+    assert_eq!(rig.state(twin.id()), Some(State::Pending));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_queue_refuses() {
     let mut settings = Settings::default();
     settings.queue.max_records = 2;
