@@ -30,7 +30,7 @@ pub(super) struct Entry {
     pub(super) due: Moment,
     /// The answer's body, until it is on disk.
     pub(super) answer: Option<Bytes>,
-    /// The successes of its group at its first 5xx.
+    /// The successes of its group at its last 5xx.
     pub(super) mark: Option<u64>,
     watch: Option<watch::Sender<()>>,
 }
@@ -112,6 +112,11 @@ impl Book {
         let seq = self.next_seq;
         self.next_seq += 1;
         seq
+    }
+
+    /// Places are drawn from here on, unless they are beyond it already.
+    pub(super) fn draw_from(&mut self, first: u64) {
+        self.next_seq = self.next_seq.max(first);
     }
 
     pub(super) fn get(&self, id: WriteId) -> Option<&Entry> {
@@ -201,15 +206,18 @@ impl Book {
     /// Takes the next record that is to be replayed: it is busy, and its place in flight.
     pub(super) fn pick(&mut self, now: Moment, max_parallel: usize) -> Option<Arc<Record>> {
         loop {
-            let id = self.pace.pick(now, max_parallel)?;
-            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            let (id, group) = self.pace.pick(now, max_parallel)?;
+            let Some(entry) = self.entries.get_mut(&id) else {
+                self.pace.ended(&group);
+                continue;
+            };
             let record = entry.record.clone();
             let is_free = !entry.live && !entry.busy && record.progress.is_sendable();
             if is_free && self.lanes.claim(&order_key(&record), record.seq) {
                 entry.busy = true;
                 return Some(record);
             }
-            self.pace.ended(&record.group);
+            self.pace.ended(&group);
         }
     }
 

@@ -16,7 +16,7 @@ use super::buffer::{self, Read};
 use super::journal::{Journal, With};
 use super::pace::Moment;
 use super::record::{AuditRow, MAX_ANSWER, Reason, Record};
-use super::state::{self, Input, Rules, State};
+use super::state::{self, Input, Rules, State, Verdict};
 use crate::clock::{self, Clock};
 use crate::config::Snapshot;
 use crate::context::{Call, Pending, PendingWrites, Settled, SettledWrite, Upstream, UpstreamRequest};
@@ -31,7 +31,7 @@ use crate::telemetry::{Metrics, StateLabels};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, header, response};
 use prometheus_client::metrics::gauge::Gauge;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,6 +46,9 @@ const OVERTIME: Duration = Duration::from_secs(5);
 
 /// How long the drain waits for the disk after its deadline.
 const LAST_WRITES: Duration = Duration::from_secs(2);
+
+/// Records that one batch of a restart changes; each takes at most some 20 KiB.
+const RESTORED_AT_ONCE: usize = 200;
 
 /// Settled records kept at most, in number and bytes; the oldest go first.
 const MAX_SETTLED: usize = 100_000;
@@ -114,6 +117,13 @@ pub struct Queue {
 #[error("the write queue cannot be read: {0}")]
 pub struct OpenError(#[from] StoreError);
 
+/// What a restart changes, in one batch.
+#[derive(Clone, Default)]
+struct Restored {
+    batch: Batch,
+    ids: Vec<WriteId>,
+}
+
 /// Flexport's answer, as far as it fits.
 pub(super) struct Answer {
     pub(super) parts: response::Parts,
@@ -168,11 +178,19 @@ impl Queue {
             unsettled: AtomicUsize::new(0),
             gauges,
         });
-        queue.restore(loaded, parts.is_rolled_back).await;
+        let unstored = queue.restore(loaded, parts.is_rolled_back).await;
         let (replayer, cancelled) = (queue.clone(), parts.tasks.cancelled());
         parts.tasks.spawn("queue-replayer", async move {
+            let work = async {
+                // What the restart means for the records comes first: until that is stored, a further start could
+                // take them for what they were.
+                for batch in unstored {
+                    replayer.store_restored(batch, true).await;
+                }
+                replayer.replay(parts.changes).await;
+            };
             tokio::select! {
-                () = replayer.replay(parts.changes) => {}
+                () = work => {}
                 () = cancelled.cancelled() => {}
             }
         });
@@ -191,7 +209,9 @@ impl Queue {
         Ok(queue)
     }
 
-    async fn restore(&self, loaded: super::journal::Loaded, is_rolled_back: bool) {
+    /// Takes in what was on disk. Gives what could not be stored of the changes that this makes.
+    async fn restore(&self, loaded: super::journal::Loaded, is_rolled_back: bool) -> VecDeque<Restored> {
+        let is_rolled_back = is_rolled_back || loaded.is_rolled_back;
         for (key, reason) in &loaded.unreadable {
             let id = <[u8; 16]>::try_from(key.as_slice()).map(WriteId::from_bytes);
             tracing::error!(write_id = ?id.ok(), reason, "a queued write cannot be read; it is left on disk");
@@ -213,10 +233,12 @@ impl Queue {
                 State::Sending => Some(Input::Crash),
                 _ => None,
             };
+            let mut is_changed = false;
             if let Some(input) = input {
                 let policy = policy_of(&config, &record);
                 let rules = rules_of(&config, &record, &policy);
                 if let Ok((progress, _)) = state::step(&record.progress, rules, input, now) {
+                    is_changed = true;
                     let row = row_of(&record, &progress, now, "seawall", "restart", None);
                     record.progress = progress;
                     record.is_ticket = true;
@@ -226,8 +248,16 @@ impl Queue {
             }
             let rest = record.next_at.map_or(Duration::ZERO, |at| clock::since(at, now));
             let due = rest.min(config.settings.queue.backoff_max.0);
-            self.with(|book| book.restore(Arc::new(record), due));
+            let id = record.write_id;
+            self.with(|book| {
+                book.restore(Arc::new(record), due);
+                if is_changed {
+                    book.change(id, |entry| entry.busy = true);
+                }
+            });
         }
+        // Places above all that were ever drawn, also those of records that cannot be read at present.
+        self.with(|book| book.draw_from(u64::try_from(now.as_microsecond()).unwrap_or(0)));
         if is_rolled_back && !crashed.is_empty() {
             self.alarm(format!(
                 "the store came back older than it was: {} writes may have been sent since; none is sent before \
@@ -235,15 +265,47 @@ impl Queue {
                 crashed.len()
             ));
         }
-        for (record, row, policy) in crashed {
-            // Where this is not stored, the next start finds `sending` again and says the same.
-            let batch = Journal::batch(&record, &With { audit: &[row], ..With::default() });
-            if let Err(error) = self.journal.commit(batch).await {
-                tracing::error!(write_id = %record.write_id, error, "the state after the restart is not stored");
+        // All of them wait for the disk: nobody changes or sends one before it is there as it is here.
+        let mut batches = VecDeque::new();
+        for part in crashed.chunks(RESTORED_AT_ONCE) {
+            let mut restored = Restored { batch: Batch::new(), ids: Vec::new() };
+            for (record, row, _) in part {
+                let with = With { audit: std::slice::from_ref(row), ..With::default() };
+                restored.batch.append(Journal::batch(record, &with));
+                restored.ids.push(record.write_id);
             }
+            batches.push_back(restored);
+        }
+        if is_rolled_back {
+            let last = batches.pop_back().unwrap_or_default();
+            let mut batch = last.batch;
+            batch.append(Journal::looked_at());
+            batches.push_back(Restored { batch, ids: last.ids });
+        }
+        while let Some(restored) = batches.front() {
+            if !self.store_restored(restored.clone(), false).await {
+                break;
+            }
+            batches.pop_front();
+        }
+        for (record, _, policy) in crashed {
             self.tell(&record);
             self.tell_settled(&record, &policy, None);
         }
+        batches
+    }
+
+    /// Makes changes of the restart durable; then their records may be worked on.
+    async fn store_restored(&self, restored: Restored, must: bool) -> bool {
+        let is_stored = self.persist(restored.batch, must).await;
+        if is_stored {
+            self.with(|book| {
+                for id in restored.ids {
+                    book.change(id, |entry| entry.busy = false);
+                }
+            });
+        }
+        is_stored
     }
 
     // --- the book ---
@@ -385,6 +447,10 @@ impl Queue {
             record.audited += 1;
             record.next_at = None;
             record.keep_until = keep_until(&config, &record, now);
+            if matches!(input, Input::Retry | Input::Resolve(Verdict::NotApplied)) {
+                // Its time begins anew: a person wants it sent.
+                record.expires_at = clock::after(now, config.settings.queue.max_age.0);
+            }
             // Who is not sendable meanwhile is not picked: `busy` says so, and the place stays.
             book.change(id, |entry| entry.busy = true);
             Ok((record, row, effects, policy))
@@ -460,6 +526,8 @@ impl Queue {
                 self.with(|book| book.remove(id));
             }
         }
+        let moment = self.moment();
+        self.with(|book| book.pace.prune(moment));
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if !tokens.is_empty() {
             let used: std::collections::HashSet<_> = self.with(|book| {

@@ -12,7 +12,7 @@
 
 use super::record::{AuditRow, Blob, DecodeError, Record};
 use crate::ids::WriteId;
-use crate::store::{Batch, MAX_CHUNK, Store, StoreError, Tree, chunks};
+use crate::store::{Batch, MAX_CHUNK, ROLLED_BACK, Store, StoreError, Tree, chunks};
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 use std::ops::ControlFlow;
@@ -61,6 +61,8 @@ pub(super) struct Loaded {
     pub(super) records: Vec<Record>,
     /// Records that cannot be read, with the reason.
     pub(super) unreadable: Vec<(Vec<u8>, String)>,
+    /// The store came back older at this or an earlier start, and not all records were looked at since.
+    pub(super) is_rolled_back: bool,
 }
 
 // === impl Journal ===
@@ -96,6 +98,13 @@ impl Journal {
             let row = serde_json::to_vec(row).expect("an audit row has only keys that are strings");
             batch.put(Tree::Audit, key(id, number), row);
         }
+        batch
+    }
+
+    /// The batch after which the records count as looked at.
+    pub(super) fn looked_at() -> Batch {
+        let mut batch = Batch::new();
+        batch.delete(Tree::Meta, ROLLED_BACK);
         batch
     }
 
@@ -174,6 +183,11 @@ impl Journal {
     /// All records. Blocks.
     pub(super) fn load(&self) -> Result<Loaded, StoreError> {
         let mut loaded = Loaded::default();
+        loaded.is_rolled_back = match self.store.get(Tree::Meta, ROLLED_BACK) {
+            Ok(found) => found.is_some(),
+            Err(StoreError::Undecryptable { .. }) => true,
+            Err(error) => return Err(error),
+        };
         self.store.scan(Tree::Rec, &[], None, &mut |key, found| {
             let record = found
                 .map_err(|error| error.to_string())

@@ -7,7 +7,7 @@
 //!
 //! A record's order is free again only when its outcome is on disk: otherwise a crash would replay it over the next.
 
-use super::admit::{self, Case, Rest, Verdict};
+use super::admit::{self, Case, Peers, Rest, Verdict};
 use super::book::bucket;
 use super::buffer::Read;
 use super::hub::{self, Answer, Queue, Trace};
@@ -20,7 +20,7 @@ use crate::config::Snapshot;
 use crate::context::{BoxFuture, Call, Credential, Lane};
 use crate::error::ProxyError;
 use crate::http::{Body, retry_after};
-use http::{Method, Request, header};
+use http::{HeaderValue, Method, Request, header};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -65,7 +65,8 @@ impl Queue {
                 self.writes.spawn(async move { queue.replay_one(record).await });
             }
             let (next, is_refused) = self.with(|book| {
-                let is_refused = book.pace.paused(now).any(|(_, pause)| pause.is_unauthorized);
+                let is_refused = book.pace.paused(now).any(|(_, pause)| pause.is_unauthorized)
+                    || book.pace.forbidden().next().is_some();
                 (book.pace.next(max), is_refused)
             });
             let mut until = next.map(|moment| self.instant(moment));
@@ -103,7 +104,10 @@ impl Queue {
                 "the replay of {} ({}) ended by a bug; it and its order rest until a restart",
                 record.route, record.write_id
             ));
-            self.with(|book| book.pace.ended(&record.group));
+            self.with(|book| {
+                book.pace.ended(&record.group);
+                book.has_changed = true;
+            });
         }
     }
 
@@ -128,7 +132,8 @@ impl Queue {
                 return self.settle(record, rests, None, &trace, &config).await;
             }
         };
-        let credential = match self.credential_of(record).await {
+        let newer = self.newer_token(record);
+        let credential = match self.credential_of(record, newer.as_ref()).await {
             Ok(credential) => credential,
             Err(LoadError::Lost(why)) => {
                 self.alarm(format!(
@@ -170,37 +175,52 @@ impl Queue {
             _ => None,
         };
         let case = Case { class: record.class, trusts_503: route.queue.trusts_503, may_queue: true };
-        let others_succeed = self.others_succeed(record, &outcome);
-        let verdict = match &outcome {
+        let peers = self.peers(record, &outcome);
+        let mut verdict = match &outcome {
             Ok(answer) => admit::replayed(
                 Ok((answer.parts.status, &answer.parts.headers)),
                 envelope,
                 case,
                 wait,
-                others_succeed,
+                peers,
             ),
-            Err(error) => admit::replayed(Err(error), None, case, wait, others_succeed),
+            Err(error) => admit::replayed(Err(error), None, case, wait, peers),
         };
+        if verdict.rest == Rest::Unauthorized
+            && let Some(newer) = newer
+        {
+            // Another token of the same identity: its own, which lies with it, may still be good.
+            let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            if tokens.get(&record.partition) == Some(&newer) {
+                tokens.remove(&record.partition);
+            }
+            drop(tokens);
+            verdict.rest = Rest::None;
+        }
         self.settle(record, verdict, outcome.ok(), &trace, &config).await;
     }
 
     /// Today's credential: the alias' secret is put in at the moment of sending, below.
-    async fn credential_of(&self, record: &Record) -> Result<Credential, LoadError> {
-        match &record.credential {
-            CredentialRef::Alias(name) => Ok(Credential::Alias(name.clone())),
-            CredentialRef::Passed => {
-                let newer = self
-                    .tokens
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get(&record.partition)
-                    .cloned();
-                match newer {
-                    Some(value) => Ok(Credential::Passed(value)),
-                    None => self.journal.token(record.write_id).await.map(Credential::Passed),
-                }
+    async fn credential_of(
+        &self,
+        record: &Record,
+        newer: Option<&HeaderValue>,
+    ) -> Result<Credential, LoadError> {
+        match (&record.credential, newer) {
+            (CredentialRef::Alias(name), _) => Ok(Credential::Alias(name.clone())),
+            (CredentialRef::Passed, Some(value)) => Ok(Credential::Passed(value.clone())),
+            (CredentialRef::Passed, None) => {
+                self.journal.token(record.write_id).await.map(Credential::Passed)
             }
         }
+    }
+
+    /// The passed credential of its partition that last got a 2xx.
+    fn newer_token(&self, record: &Record) -> Option<HeaderValue> {
+        if record.credential != CredentialRef::Passed {
+            return None;
+        }
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&record.partition).cloned()
     }
 
     /// `sending`, with the attempt counted, is on disk before the first byte leaves; else nothing is sent.
@@ -233,15 +253,20 @@ impl Queue {
         })
     }
 
-    /// Whether others of its group succeeded since its own first 5xx.
-    fn others_succeed(&self, record: &Record, outcome: &Result<Answer, ProxyError>) -> bool {
+    /// Whether others of its group succeeded since its own last 5xx, and whether its credential is well.
+    fn peers(&self, record: &Record, outcome: &Result<Answer, ProxyError>) -> Peers {
         let is_error = outcome.as_ref().is_ok_and(|answer| answer.parts.status.is_server_error());
+        let now = self.moment();
         self.with(|book| {
             let successes = book.pace.successes(&record.group);
-            let mark = book.change(record.write_id, |entry| {
-                if is_error { *entry.mark.get_or_insert(successes) } else { successes }
-            });
-            mark.is_some_and(|mark| successes > mark)
+            let mark = is_error
+                .then(|| book.change(record.write_id, |entry| entry.mark.replace(successes)))
+                .flatten()
+                .flatten();
+            Peers {
+                others_succeed: mark.is_some_and(|mark| successes > mark),
+                is_proven: book.pace.is_proven(&bucket(record).0, now),
+            }
         })
     }
 
@@ -300,6 +325,15 @@ impl Queue {
                 }
                 is_given_up = record.credential == CredentialRef::Passed
                     && moment.saturating_sub(since) > PASSED_REFUSED;
+            }
+            Rest::Forbidden => {
+                if book.pace.forbid(&payer, moment) {
+                    let (who, group) = &payer;
+                    self.alarm(format!(
+                        "Flexport forbids the credential {who} what `{group}` does: these writes wait; change its \
+                         rights and reload, or cancel them"
+                    ));
+                }
             }
             Rest::All => book.pace.rest_all(moment + STORE_REST),
         });
@@ -375,7 +409,8 @@ impl Queue {
                 .map(|entry| entry.record.clone())
                 .min_by_key(|record| record.seq)
         })?;
-        self.credential_of(&record).await.ok()
+        let newer = self.newer_token(&record);
+        self.credential_of(&record, newer.as_ref()).await.ok()
     }
 }
 

@@ -600,7 +600,46 @@ async fn nothing_is_sent_from_a_store_that_came_back_older() {
     assert_eq!(rig.world.arrivals().len(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_came_back_older_is_looked_at_until_that_is_stored() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let patch = rig.patch("/shipments/1", "{}", &[]).await.id();
+    let store = rig.store.crash();
+    let mut mark = crate::store::Batch::new();
+    mark.put(Tree::Meta, crate::store::ROLLED_BACK, [1]);
+    store.commit(mark).await.unwrap();
+    store.set_failed(true);
+    let rig = Rig::open(store, Arc::default(), Settings::default(), true).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(matches!(rig.queue.release(patch, "ann", "go").await, Err(ProxyError::Conflict { .. })));
+    // The next start does not see it in the numbers, but in the mark.
+    let rig = Rig::open(rig.store.crash(), Arc::default(), Settings::default(), false).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(rig.world.arrivals().is_empty());
+    assert!(rig.queue.get(patch).await.unwrap().is_held);
+    assert_eq!(rig.store.get(Tree::Meta, crate::store::ROLLED_BACK).unwrap(), None);
+    rig.queue.release(patch, "ann", "nothing newer").await.unwrap();
+    rig.until(patch, State::Done).await;
+}
+
 // --- order ---
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_now_keeps_its_place_before_newer_ones() {
+    let rig = Rig::new().await;
+    let start = u64::try_from(rig.clock.now().as_microsecond()).unwrap();
+    rig.world.always(Some(Act::Refuse(open())));
+    let old = rig.patch("/shipments/1", "1", &[]).await.id();
+    let seq = |rig: &Rig, id| rig.queue.with(|book| book.get(id).map(|entry| entry.record.seq));
+    let store = rig.store.crash();
+    store.make_unreadable(Tree::Rec, old.as_bytes());
+    let rig = Rig::on(store, rig.world.clone(), Settings::default()).await;
+    assert_eq!(rig.state(old), None);
+    let new = rig.patch("/shipments/1", "2", &[]).await.id();
+    // Places follow the wall clock over restarts, so they are above all that may lie there unread.
+    assert!(seq(&rig, new).unwrap() >= start);
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_newer_write_is_not_overtaken_by_an_older_one_that_timed_out() {
@@ -973,6 +1012,8 @@ async fn final_refusals_are_dead_and_keep_flexports_answer() {
         (501, record::Reason::Rejected),
     ] {
         let rig = Rig::new().await;
+        // The credential is well.
+        assert_eq!(rig.patch("/shipments/1", "{}", &[]).await.status, 200);
         rig.world.next(Act::Refuse(open()));
         rig.world.next(Act::Answer(status, &[("content-type", "text/plain")], "why"));
         let id = rig.post("/bookings", "{}", &[]).await.id();
@@ -984,8 +1025,47 @@ async fn final_refusals_are_dead_and_keep_flexports_answer() {
         assert_eq!((result.status, &*result.body), (status, &b"why"[..]));
         rig.queue.retry(id, "ann", "fixed").await.unwrap();
         rig.until(id, State::Done).await;
-        assert_eq!(rig.world.arrivals().len(), 2);
+        assert_eq!(rig.world.arrivals().len(), 3);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_403_of_a_credential_that_nothing_proves_pauses_its_group() {
+    let rig = Rig::new().await;
+    rig.world.next(Act::Refuse(open()));
+    rig.world.always(Some(Act::Answer(403, &[], "")));
+    let id = rig.post("/bookings", "{}", &[]).await.id();
+    rig.changes.send(1).unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let ticket = rig.queue.get(id).await.unwrap();
+    assert_eq!((ticket.state, ticket.attempts), (State::Pending, 0), "nothing dies");
+    assert_eq!(rig.queue.stats().paused[0].reason, "forbidden");
+    let tried = rig.world.arrivals().len();
+    assert!((50..70).contains(&tried), "{tried}");
+    rig.world.always(None);
+    *rig.snapshot.lock().unwrap() = snapshot(Settings::default(), 2);
+    let before = rig.clock.now();
+    rig.until(id, State::Done).await;
+    assert!(crate::clock::since(rig.clock.now(), before) < Duration::from_secs(30));
+    assert!(rig.queue.stats().paused.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_has_sent_again_gets_its_time_anew() {
+    let rig = Rig::new().await;
+    rig.world.next(Act::Fail(ProxyError::HeadTimeout));
+    let id = rig.post("/bookings", "{}", &[]).await.id();
+    tokio::time::sleep(Duration::from_secs(80 * 3600)).await;
+    rig.world.always(Some(Act::Refuse(open())));
+    rig.queue.resolve(id, Verdict::NotApplied, None, "ann", "looked it up").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(71 * 3600)).await;
+    assert_eq!(rig.state(id), Some(State::Pending));
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    assert_eq!(rig.state(id), Some(State::Expired));
+    rig.queue.retry(id, "ann", "still wanted").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    rig.world.always(None);
+    rig.until(id, State::Done).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -1010,9 +1090,18 @@ async fn poison_dies_while_others_succeed_and_keeps_waiting_in_an_outage() {
     tokio::time::sleep(Duration::from_secs(6 * 3600)).await;
     assert_eq!(rig.state(id), Some(State::Waiting));
     assert!(rig.queue.get(id).await.unwrap().attempts > 8);
-    // Another shipment succeeds between the attempts of this one.
-    rig.world.next(Act::Answer(200, &[], "{}"));
-    assert_eq!(rig.patch("/shipments/2", "good", &[]).await.status, 200);
+    // Another shipment succeeds between the attempts of this one: one such success says little.
+    let succeed = || async {
+        rig.world.next(Act::Answer(200, &[], "{}"));
+        assert_eq!(rig.patch("/shipments/2", "good", &[]).await.status, 200);
+    };
+    succeed().await;
+    tokio::time::sleep(Duration::from_secs(6 * 3600)).await;
+    assert_eq!(rig.state(id), Some(State::Waiting));
+    for _ in 0..7 {
+        succeed().await;
+        tokio::time::sleep(Duration::from_secs(1800)).await;
+    }
     rig.until(id, State::Dead).await;
     assert_eq!(rig.queue.get(id).await.unwrap().reason, Some(record::Reason::Poison));
 }

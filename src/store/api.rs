@@ -26,6 +26,10 @@ pub const MAX_CHUNK: usize = MAX_VALUE - seal::OVERHEAD;
 /// The most bytes of keys and values in one batch: a 16 MiB document and its records, with room.
 pub const MAX_BATCH: usize = 24 * 1024 * 1024;
 
+/// Key in [`Tree::Meta`]: the store came back older than it was, and what that means for its records is not settled.
+/// The store puts it with its first write; who keeps records deletes it with the last record that it has looked at.
+pub const ROLLED_BACK: &[u8] = b"rolled_back";
+
 /// One of the fixed trees.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug)]
 pub enum Tree {

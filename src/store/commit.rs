@@ -70,6 +70,8 @@ pub(super) struct Committer {
     /// The number of the last group.
     number: u64,
     last: Sequence,
+    /// What the first write carries before all else.
+    first: Option<Entry>,
     has_written: bool,
     rotate_not_before: Option<Instant>,
 }
@@ -95,7 +97,7 @@ const ROTATE_AGAIN: Duration = Duration::from_secs(60);
 // === impl Committer ===
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, next_epoch: u64, number: u64, last: Sequence) -> Committer {
+    pub(super) fn new(shared: Arc<Shared>, next_epoch: u64, number: u64, last: Sequence, first: Option<Entry>) -> Committer {
         Committer {
             shared,
             state: State::Working,
@@ -103,6 +105,7 @@ impl Committer {
             expected: 1,
             number,
             last,
+            first,
             has_written: false,
             rotate_not_before: None,
         }
@@ -244,7 +247,12 @@ impl Committer {
         let number = self.shared.sealer.seal(INTERNAL, &SEQUENCE[1..], &self.number.to_be_bytes());
         let Some(number) = number else { return Err(self.error("the system gives no random numbers")) };
         entries.push(Entry { key: SEQUENCE.into(), value: Some(number.into()) });
+        if let Some(first) = &self.first {
+            // A change of the same key in this group is younger.
+            entries.insert(0, first.clone());
+        }
         self.write_somewhere(&entries)?;
+        self.first = None;
         self.last.note(self.number);
         Ok(())
     }

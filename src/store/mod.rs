@@ -47,7 +47,7 @@ mod tests;
 mod volume;
 
 pub use api::{
-    Batch, BoxFuture, Found, MAX_BATCH, MAX_CHUNK, MAX_KEY, MAX_VALUE, OpenError, Rotation, Store,
+    Batch, BoxFuture, Found, MAX_BATCH, MAX_CHUNK, MAX_KEY, MAX_VALUE, OpenError, ROLLED_BACK, Rotation, Store,
     StoreError, Tree, chunks,
 };
 pub use io::{Io, RealIo, Step};

@@ -736,6 +736,14 @@ async fn a_log_that_was_cut_by_damage_is_noticed() {
     drop(again);
     let (again, report, _) = open(killed.path());
     assert!(report.alarms.is_empty(), "told once: {report:?}");
+    assert!(again.get(Tree::Meta, ROLLED_BACK).unwrap().is_some(), "and marked until it is settled");
+    let mut batch = Batch::new();
+    batch.delete(Tree::Meta, ROLLED_BACK);
+    again.commit(batch).await.unwrap();
+    again.close().await;
+    drop(again);
+    let (again, ..) = open(killed.path());
+    assert!(again.get(Tree::Meta, ROLLED_BACK).unwrap().is_none());
     again.close().await;
     store.close().await;
 }
