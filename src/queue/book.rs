@@ -26,6 +26,8 @@ pub(super) struct Entry {
     pub(super) busy: bool,
     /// It has a ticket that is not on disk: nobody is told of it, and a repeat waits for what becomes of it.
     pub(super) unstored: bool,
+    /// Nothing of it is on disk, nor will be: it is forgotten before long.
+    pub(super) volatile: bool,
     /// When it may be sent.
     pub(super) due: Moment,
     /// The answer's body, until it is on disk.
@@ -42,11 +44,14 @@ pub(super) struct Book {
     pub(super) index: Index,
     pub(super) pace: Pace,
     settled: BTreeSet<(Timestamp, WriteId)>,
+    /// Answers of live writes, which nobody has a ticket for.
+    kept: BTreeSet<(Timestamp, WriteId)>,
     touched: HashMap<(PartitionId, String), BTreeSet<(Timestamp, WriteId)>>,
     depth: [usize; State::ALL.len()],
     pub(super) unsettled: usize,
     pub(super) unsettled_bytes: u64,
     pub(super) settled_bytes: u64,
+    pub(super) kept_bytes: u64,
     next_seq: u64,
     /// Whether something changed since the owner last looked.
     pub(super) has_changed: bool,
@@ -56,12 +61,27 @@ pub(super) struct Book {
 
 impl Entry {
     pub(super) fn new(record: Arc<Record>, live: bool) -> Self {
-        Self { record, live, busy: false, unstored: false, due: Moment::ZERO, answer: None, mark: None, watch: None }
+        Self {
+            record,
+            live,
+            busy: false,
+            unstored: false,
+            volatile: false,
+            due: Moment::ZERO,
+            answer: None,
+            mark: None,
+            watch: None,
+        }
     }
 
     /// The state, for short.
     pub(super) fn state(&self) -> State {
         self.record.progress.state
+    }
+
+    /// Whether it is only the answer of a live write, kept for its repeats: nobody has a ticket for it.
+    pub(super) fn is_answer_only(&self) -> bool {
+        !self.live && !self.record.is_ticket && !self.state().is_unsettled()
     }
 
     /// What was on its way to the disk is there.
@@ -97,11 +117,13 @@ impl Book {
             index: Index::default(),
             pace: Pace::default(),
             settled: BTreeSet::new(),
+            kept: BTreeSet::new(),
             touched: HashMap::new(),
             depth: [0; State::ALL.len()],
             unsettled: 0,
             unsettled_bytes: 0,
             settled_bytes: 0,
+            kept_bytes: 0,
             next_seq: 1,
             has_changed: false,
         }
@@ -246,14 +268,14 @@ impl Book {
         set.first().map(|(at, _)| (set.len(), *at))
     }
 
-    /// The settled ones, oldest first.
-    pub(super) fn settled(&self) -> impl Iterator<Item = (Timestamp, WriteId)> {
-        self.settled.iter().copied()
+    /// The settled tickets, oldest first.
+    pub(super) fn settled(&self) -> impl ExactSizeIterator<Item = WriteId> {
+        self.settled.iter().map(|(_, id)| *id)
     }
 
-    /// How many are settled.
-    pub(super) fn settled_count(&self) -> usize {
-        self.settled.len()
+    /// The kept answers of live writes, oldest first.
+    pub(super) fn kept(&self) -> impl ExactSizeIterator<Item = WriteId> {
+        self.kept.iter().map(|(_, id)| *id)
     }
 
     /// Puts the record into its order, or takes it out.
@@ -293,6 +315,11 @@ impl Book {
         }
         self.has_changed = true;
         let record = &entry.record;
+        if entry.is_answer_only() {
+            self.kept_bytes += record.size();
+            self.kept.insert((settled_at(record), record.write_id));
+            return;
+        }
         self.depth[entry.state() as usize] += 1;
         if entry.state().is_unsettled() {
             self.unsettled += 1;
@@ -313,6 +340,11 @@ impl Book {
         }
         self.has_changed = true;
         let record = &entry.record;
+        if entry.is_answer_only() {
+            self.kept_bytes -= record.size();
+            self.kept.remove(&(settled_at(record), record.write_id));
+            return;
+        }
         self.depth[entry.state() as usize] -= 1;
         if entry.state().is_unsettled() {
             self.unsettled -= 1;

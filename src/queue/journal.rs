@@ -55,6 +55,23 @@ pub(super) enum LoadError {
     Unreadable(String),
 }
 
+/// Why a batch is not known to be durable.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum CommitError {
+    /// It is not there, and will not be.
+    #[error("{0}")]
+    Refused(String),
+    /// It failed on its way; in this process it is not there, but a crash may bring it back.
+    #[error("{0}")]
+    Failed(String),
+    /// It is longer than the store takes: trying again will not help.
+    #[error("{0}")]
+    TooLarge(String),
+    /// It may be there, or be there a moment later.
+    #[error("{0}")]
+    Unanswered(String),
+}
+
 /// What was found at start.
 #[derive(Default)]
 pub(super) struct Loaded {
@@ -63,6 +80,22 @@ pub(super) struct Loaded {
     pub(super) unreadable: Vec<(Vec<u8>, String)>,
     /// The store came back older at this or an earlier start, and not all records were looked at since.
     pub(super) is_rolled_back: bool,
+}
+
+// === impl CommitError ===
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::TooLarge { .. } => Self::TooLarge(message),
+            StoreError::Unanswered { .. } => Self::Unanswered(message),
+            StoreError::NoSpace { .. } | StoreError::Closed { .. } => Self::Refused(message),
+            StoreError::Failed { .. } | StoreError::Undecryptable { .. } | StoreError::Read { .. } => {
+                Self::Failed(message)
+            }
+        }
+    }
 }
 
 // === impl Journal ===
@@ -104,7 +137,7 @@ impl Journal {
     /// The batch after which the records count as looked at.
     pub(super) fn looked_at() -> Batch {
         let mut batch = Batch::new();
-        batch.delete(Tree::Meta, ROLLED_BACK);
+        batch.settling().delete(Tree::Meta, ROLLED_BACK);
         batch
     }
 
@@ -112,7 +145,7 @@ impl Journal {
     pub(super) fn removal(record: &Record) -> Batch {
         let id = record.write_id;
         let mut batch = Batch::new();
-        batch.delete(Tree::Rec, id.as_bytes().to_vec());
+        batch.settling().delete(Tree::Rec, id.as_bytes().to_vec());
         forget_body(&mut batch, record);
         batch.append(Self::forget_answer(record));
         // One more: a step that was begun and dropped may have left its row.
@@ -133,11 +166,18 @@ impl Journal {
     }
 
     /// Makes a batch durable, within [`COMMIT_LIMIT`].
-    pub(super) async fn commit(&self, batch: Batch) -> Result<(), String> {
-        match tokio::time::timeout(COMMIT_LIMIT, self.store.commit(batch)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("the store did not answer within {} s", COMMIT_LIMIT.as_secs())),
+    pub(super) async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
+        self.commit_within(batch, COMMIT_LIMIT).await
+    }
+
+    /// Makes a batch durable, within a time of its own.
+    pub(super) async fn commit_within(&self, batch: Batch, limit: Duration) -> Result<(), CommitError> {
+        match tokio::time::timeout(limit, self.store.commit(batch)).await {
+            Ok(result) => result.map_err(CommitError::from),
+            Err(_) => {
+                let message = format!("the store did not answer within {} s", limit.as_secs());
+                Err(CommitError::Unanswered(message))
+            }
         }
     }
 

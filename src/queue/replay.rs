@@ -11,7 +11,7 @@ use super::admit::{self, Case, Peers, Rest, Verdict};
 use super::book::bucket;
 use super::buffer::Read;
 use super::hub::{self, Answer, Queue, Trace};
-use super::journal::{self, Journal, LoadError, With};
+use super::journal::{self, CommitError, Journal, LoadError, With};
 use super::pace::doubled;
 use super::record::{AnswerHead, CredentialRef, Reason, Record, header_map, kept_answer_fields};
 use super::state::{self, Input, State};
@@ -117,7 +117,8 @@ impl Queue {
         let rests =
             Verdict { input: Input::Unsent { reason: Reason::StoreFailed, status: None }, rest: Rest::All };
         let trace = Arc::new(Trace::default());
-        if record.expires_at <= self.clock.now() {
+        let now = self.clock.now();
+        if record.expires_at <= now && self.may_expire(now) {
             let verdict = Verdict { input: Input::Expire, rest: Rest::None };
             return self.settle(record, verdict, None, &trace, &config).await;
         }
@@ -177,13 +178,9 @@ impl Queue {
         let case = Case { class: record.class, trusts_503: route.queue.trusts_503, may_queue: true };
         let peers = self.peers(record, &outcome);
         let mut verdict = match &outcome {
-            Ok(answer) => admit::replayed(
-                Ok((answer.parts.status, &answer.parts.headers)),
-                envelope,
-                case,
-                wait,
-                peers,
-            ),
+            Ok(answer) => {
+                admit::replayed(Ok((answer.parts.status, &answer.parts.headers)), envelope, case, wait, peers)
+            }
             Err(error) => admit::replayed(Err(error), None, case, wait, peers),
         };
         if verdict.rest == Rest::Unauthorized
@@ -241,9 +238,11 @@ impl Queue {
                 let row = hub::row_of(&record, &progress, now, "replayer", "sent", None);
                 record.progress = progress;
                 record.audited += 1;
-                let batch = Journal::batch(&record, &With { audit: &[row], ..With::default() });
+                let mut batch = Journal::batch(&record, &With { audit: &[row], ..With::default() });
+                batch.settling();
                 trace.intended.store(true, Ordering::Release);
-                queue.journal.commit(batch).await.map_err(ProxyError::StoreFailed)?;
+                let stored = queue.journal.commit(batch).await;
+                stored.map_err(|error| ProxyError::StoreFailed(error.to_string()))?;
                 let record = Arc::new(record);
                 queue.with(|book| book.change(record.write_id, |entry| entry.record = record.clone()));
                 trace.durable.store(true, Ordering::Release);
@@ -370,8 +369,22 @@ impl Queue {
         if must_store {
             record.audited += 1;
             let forgets_body = matches!(record.progress.state, State::Done);
-            let with = With { answer: body.as_deref(), forgets_body, audit: &[row], ..With::default() };
-            self.persist(Journal::batch(&record, &with), true).await;
+            let with = With {
+                answer: body.as_deref(),
+                forgets_body,
+                audit: std::slice::from_ref(&row),
+                ..With::default()
+            };
+            let mut batch = Journal::batch(&record, &with);
+            batch.settling();
+            if let Err(CommitError::TooLarge(_)) = self.persist(batch, true).await {
+                // The outcome counts more than the answer's words.
+                record.answer = None;
+                let mut batch =
+                    Journal::batch(&record, &With { forgets_body, audit: &[row], ..With::default() });
+                batch.settling();
+                let _ = self.persist(batch, true).await;
+            }
         }
         if effects.touches {
             self.tell_settled(&record, &policy, headers.as_ref());

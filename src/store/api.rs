@@ -56,6 +56,7 @@ pub enum Tree {
 pub struct Batch {
     pub(super) changes: Vec<Change>,
     pub(super) bytes: usize,
+    pub(super) is_settling: bool,
 }
 
 #[derive(Clone)]
@@ -266,6 +267,12 @@ impl Batch {
         Batch::default()
     }
 
+    /// Says that it changes or deletes only what is there: it may use space that is kept from what is new.
+    pub fn settling(&mut self) -> &mut Batch {
+        self.is_settling = true;
+        self
+    }
+
     /// Writes a value.
     pub fn put(&mut self, tree: Tree, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> &mut Batch {
         self.push(tree, key.into(), Some(value.into()))
@@ -276,7 +283,7 @@ impl Batch {
         self.push(tree, key.into(), None)
     }
 
-    /// Adds all changes of another batch behind these.
+    /// Adds all changes of another batch behind these; it stays as settling as it is.
     pub fn append(&mut self, other: Batch) -> &mut Batch {
         self.bytes += other.bytes;
         self.changes.extend(other.changes);

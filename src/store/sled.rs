@@ -16,7 +16,8 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
-    Alarm, Batch, BoxFuture, Found, Health, Io, Keys, OpenError, ROLLED_BACK, RealIo, Rotation, Store, StoreError, Tree,
+    Alarm, Batch, BoxFuture, Found, Health, Io, Keys, OpenError, ROLLED_BACK, RealIo, Rotation, Store,
+    StoreError, Tree,
     commit::{Commit, Committer, Job, Shared, Visit},
     epoch::{Current, Entry, Epoch, Folder, INTERNAL, SEQUENCE, prefixed},
     fs,

@@ -434,6 +434,30 @@ async fn without_space_sled_is_not_touched() {
 }
 
 #[tokio::test]
+async fn with_little_space_only_what_settles_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _, probe) = open(dir.path());
+    store.commit(put("a", "1")).await.unwrap();
+    let watermark = options(&probe).min_free_bytes;
+    probe.free.store(watermark / 2, SeqCst);
+    let settling = || {
+        let mut batch = put("a", "2");
+        batch.settling();
+        batch
+    };
+    let (new, old) = tokio::join!(store.commit(put("b", "1")), store.commit(settling()));
+    assert!(matches!(new, Err(StoreError::NoSpace { .. })));
+    old.unwrap();
+    assert_eq!(store.get(Tree::Rec, b"a").unwrap().as_deref(), Some(&b"2"[..]));
+    assert!(store.health().low_space);
+    // A copy gives space back.
+    store.rotate().await.unwrap();
+    probe.free.store(watermark / 8, SeqCst);
+    assert!(matches!(store.commit(settling()).await, Err(StoreError::NoSpace { .. })));
+    store.close().await;
+}
+
+#[tokio::test]
 async fn blob_files_are_an_alarm() {
     let dir = tempfile::tempdir().unwrap();
     let probe = Probe::new();
