@@ -848,7 +848,8 @@ pub(super) fn row_of(
 /// A person's words, as far as an audit row holds them.
 fn shortened(mut text: String) -> String {
     if text.len() > MAX_WORDS {
-        text.truncate(text.floor_char_boundary(MAX_WORDS));
+        let end = (0..=MAX_WORDS).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
         text.push('…');
     }
     text

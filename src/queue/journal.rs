@@ -172,13 +172,10 @@ impl Journal {
 
     /// Makes a batch durable, within a time of its own.
     pub(super) async fn commit_within(&self, batch: Batch, limit: Duration) -> Result<(), CommitError> {
-        match tokio::time::timeout(limit, self.store.commit(batch)).await {
-            Ok(result) => result.map_err(CommitError::from),
-            Err(_) => {
-                let message = format!("the store did not answer within {} s", limit.as_secs());
-                Err(CommitError::Unanswered(message))
-            }
-        }
+        let late =
+            |_| CommitError::Unanswered(format!("the store did not answer within {} s", limit.as_secs()));
+        let answered = tokio::time::timeout(limit, self.store.commit(batch)).await.map_err(late)?;
+        answered.map_err(CommitError::from)
     }
 
     /// The request's body.
@@ -222,12 +219,12 @@ impl Journal {
 
     /// All records. Blocks.
     pub(super) fn load(&self) -> Result<Loaded, StoreError> {
-        let mut loaded = Loaded::default();
-        loaded.is_rolled_back = match self.store.get(Tree::Meta, ROLLED_BACK) {
+        let is_rolled_back = match self.store.get(Tree::Meta, ROLLED_BACK) {
             Ok(found) => found.is_some(),
             Err(StoreError::Undecryptable { .. }) => true,
             Err(error) => return Err(error),
         };
+        let mut loaded = Loaded { is_rolled_back, ..Loaded::default() };
         self.store.scan(Tree::Rec, &[], None, &mut |key, found| {
             let record = found
                 .map_err(|error| error.to_string())

@@ -517,7 +517,7 @@ pub(super) mod tests {
         let size = serde_json::to_vec(&kept).unwrap().len();
         assert!(size <= MAX_ANSWER_FIELDS + 16, "{size}");
         assert_eq!(header_map(&kept)["etag"], "\"v1\"");
-        assert!(MAX_HEADER + MAX_ANSWER_FIELDS + 1024 < crate::store::MAX_CHUNK);
+        const { assert!(MAX_HEADER + MAX_ANSWER_FIELDS + 1024 < crate::store::MAX_CHUNK) };
     }
 
     #[test]

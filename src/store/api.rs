@@ -334,7 +334,11 @@ impl Batch {
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Values are callers' data: counted, never shown.
-        f.debug_struct("Batch").field("changes", &self.changes.len()).field("bytes", &self.bytes).finish()
+        f.debug_struct("Batch")
+            .field("changes", &self.changes.len())
+            .field("bytes", &self.bytes)
+            .field("is_settling", &self.is_settling)
+            .finish()
     }
 }
 
