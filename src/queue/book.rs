@@ -7,7 +7,7 @@
 use super::dedupe::{self, Index};
 use super::order::{Key, Lanes, Turn};
 use super::pace::{Bucket, Moment, Pace, Payer};
-use super::record::{Digest, Record};
+use super::record::{Digest, Reason, Record};
 use super::state::State;
 use crate::ids::{PartitionId, WriteId};
 use bytes::Bytes;
@@ -240,6 +240,22 @@ impl Book {
                 return Some(record);
             }
             self.pace.ended(&group);
+        }
+    }
+
+    /// Secrets and rights may have changed: what was not accepted is tried at once.
+    pub(super) fn forgive(&mut self, now: Moment) {
+        self.pace.forgive(now);
+        let resting: Vec<_> = self
+            .entries
+            .values()
+            .filter(|entry| !entry.live && !entry.busy && entry.due > now)
+            .filter(|entry| entry.record.progress.reason == Some(Reason::Forbidden))
+            .filter(|entry| entry.record.progress.is_sendable())
+            .map(|entry| entry.record.write_id)
+            .collect();
+        for id in resting {
+            self.change(id, |entry| entry.due = now);
         }
     }
 

@@ -580,7 +580,9 @@ impl Queue {
                 }
             });
             // On disk first: what is forgotten in memory only would come back at the next start.
-            let is_removed = self.journal.commit(batch).await.is_ok();
+            // Without an answer they may be gone from there: if they are not, the next start removes them.
+            let removal = self.journal.commit(batch).await;
+            let is_removed = matches!(removal, Ok(()) | Err(CommitError::Unanswered(_)));
             self.with(|book| {
                 for id in taken {
                     if is_removed {
@@ -635,7 +637,8 @@ impl Queue {
             let excess = found.len().saturating_sub(MAX_VOLATILE);
             for (index, (at, id, is_answer)) in found.into_iter().enumerate() {
                 // An unknown outcome is remembered as long as there is room: its repeat must not be sent.
-                if index < excess || (is_answer && clock::since(now, at) >= VOLATILE) {
+                let is_over = clock::since(now, at) >= VOLATILE || book.kept_bytes > MAX_KEPT_BYTES;
+                if index < excess || (is_answer && is_over) {
                     book.remove(id);
                 }
             }

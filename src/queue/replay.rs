@@ -31,6 +31,8 @@ use tokio::time::Instant;
 const STORE_REST: Duration = Duration::from_secs(5);
 /// How often a reload is looked for while a credential is not accepted.
 const RELOAD_CHECK: Duration = Duration::from_secs(2);
+/// How long a record rests that got 403 while nothing proves its credential: longer than its group does.
+const FORBIDDEN: Duration = super::pace::UNAUTHORIZED.saturating_add(Duration::from_secs(2));
 /// How long a passed credential may be refused before its records are given up: nobody can change it.
 const PASSED_REFUSED: Duration = Duration::from_secs(3600);
 
@@ -57,7 +59,7 @@ impl Queue {
             let now = self.moment();
             if config.generation != generation {
                 generation = config.generation;
-                self.with(|book| book.pace.forgive(now));
+                self.with(|book| book.forgive(now));
             }
             let max = config.settings.queue.max_parallel as usize;
             while let Some(record) = self.with(|book| book.pick(now, max)) {
@@ -341,7 +343,14 @@ impl Queue {
             progress = state::step(&progress, rules, input, now).map_or(progress, |(next, _)| next);
             self.alarm(format!("{} ({id}) is given up: its passed credential is not accepted", record.route));
         }
-        let rest = if effects.backs_off { backoff(config, progress.attempts) } else { Duration::ZERO };
+        let rest = if effects.backs_off {
+            backoff(config, progress.attempts)
+        } else if verdict.rest == Rest::Forbidden {
+            // The next try is another's: should that succeed, this one is forbidden for its own sake.
+            FORBIDDEN
+        } else {
+            Duration::ZERO
+        };
         let is_settled = !progress.state.is_unsettled() || progress.state == State::Unknown;
         let must_store = is_settled || trace.intended.load(Ordering::Acquire) || needs_attempt;
         let headers = answer.as_ref().map(|answer| answer.parts.headers.clone());

@@ -1174,6 +1174,21 @@ async fn a_403_of_a_credential_that_nothing_proves_pauses_its_group() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_write_that_is_forbidden_does_not_hold_up_the_others() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let bad = rig.patch("/shipments/1", "bad", &[]).await.id();
+    let good = rig.patch("/shipments/2", "good", &[]).await.id();
+    for act in [Act::Answer(403, &[], ""), Act::Answer(200, &[], "{}"), Act::Answer(403, &[], "")] {
+        rig.world.next(act);
+    }
+    rig.changes.send(1).unwrap();
+    rig.until(bad, State::Dead).await;
+    assert_eq!(rig.state(good), Some(State::Done));
+    assert_eq!(rig.world.bodies(), ["bad", "good", "bad"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_an_operator_has_sent_again_gets_its_time_anew() {
     let rig = Rig::new().await;
     rig.world.next(Act::Fail(ProxyError::HeadTimeout));
