@@ -280,6 +280,10 @@ impl App {
             }
         };
         let (mut left, ()) = tokio::join!(self.data_drain.ended(grace), queue_drained);
+        if let Some(queue) = &self.queue {
+            // What came in since then too.
+            queue.finish().await;
+        }
         if left > 0 {
             // The callers of the writes that were just made durable get their answer before the exit.
             left = self.data_drain.ended(LAST_ANSWERS).await;

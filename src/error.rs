@@ -86,6 +86,10 @@ pub enum ProxyError {
     OutcomeUnknown {
         /// Its ticket.
         write_id: WriteId,
+        /// The key that went with it.
+        key: Option<Box<str>>,
+        /// Whether it was on disk before it was sent.
+        is_durable: bool,
     },
     /// A write that cannot be queued stands behind an unsettled one.
     #[error("an older write of the same resource is not settled")]

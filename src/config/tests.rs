@@ -460,6 +460,15 @@ fn numbers_have_ranges() {
 }
 
 #[test]
+fn a_queued_body_fits_into_one_batch_of_the_store() {
+    let text =
+        |size| format!("[[route]]\nmethod = \"POST\"\npath = \"/bookings\"\nqueue_max_body = \"{size}\"\n");
+    let found = problems(&text("17MiB"));
+    assert!(found.len() == 1 && found[0].contains("must not be larger than \"16MiB\""), "{found:?}");
+    assert!(problems(&text("16MiB")).is_empty());
+}
+
+#[test]
 fn several_problems_are_told_at_once_in_the_order_of_their_places() {
     let folder = Folder::new();
     let lines = folder.problems(

@@ -14,6 +14,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+/// The longest body of a queued write: with its record it is one batch of the store.
+const LONGEST_QUEUED: u64 = 16 * 1024 * 1024;
+
 /// Collects what is wrong, with places.
 pub(super) struct Checker<'a> {
     origins: &'a Origins,
@@ -415,6 +418,9 @@ fn routes(settings: &Settings, checker: &mut Checker<'_>) {
             let key = format!("{prefix}.queue_max_body");
             if size.0 > settings.server.max_body.0 {
                 checker.say(&key, "must not be larger than `server.max_body`");
+            } else if size.0 > LONGEST_QUEUED {
+                checker
+                    .say(&key, "must not be larger than \"16MiB\": a queued write is one batch of the store");
             }
         }
     }

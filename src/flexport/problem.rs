@@ -115,10 +115,18 @@ pub fn response(error: &ProxyError, asked: &Asked) -> Response<Body> {
         ProxyError::Unauthorized { .. } => {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"seawall\""));
         }
+        ProxyError::OutcomeUnknown { key, is_durable, .. } => {
+            if let Some(Ok(key)) = key.as_deref().map(HeaderValue::from_str) {
+                headers.insert("idempotency-key", key);
+            }
+            if !is_durable {
+                headers.insert("seawall-durability", HeaderValue::from_static("none"));
+            }
+        }
         _ => {}
     }
     let ticket = match error {
-        ProxyError::OutcomeUnknown { write_id } | ProxyError::OrderConflict { write_id, .. } => {
+        ProxyError::OutcomeUnknown { write_id, .. } | ProxyError::OrderConflict { write_id, .. } => {
             Some(*write_id)
         }
         ProxyError::KeyInFlight { write_id } => *write_id,
@@ -202,7 +210,10 @@ mod tests {
     #[test]
     fn an_unknown_outcome_names_its_ticket() {
         let write_id = crate::ids::WriteId::random();
-        let response = response(&ProxyError::OutcomeUnknown { write_id }, &asked(true));
+        let error = ProxyError::OutcomeUnknown { write_id, key: Some("k".into()), is_durable: false };
+        let response = response(&error, &asked(true));
+        assert_eq!(response.headers()["idempotency-key"], "k");
+        assert_eq!(response.headers()["seawall-durability"], "none");
         assert_eq!(response.status(), 504);
         assert_eq!(response.headers()["content-type"], "application/problem+json");
         assert_eq!(

@@ -56,8 +56,19 @@ pub enum Rest {
     Credential(Option<Duration>),
     /// All of its credential, until a person acts: 401.
     Unauthorized,
+    /// All of its credential in its group, until a person acts: 403 although nothing else of it succeeds.
+    Forbidden,
     /// Everything: the store does not take writes, or we are shutting down.
     All,
+}
+
+/// How others fare meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peers {
+    /// Whether writes of its group succeeded since its own last 5xx.
+    pub others_succeed: bool,
+    /// Whether a write of its credential succeeded lately.
+    pub is_proven: bool,
 }
 
 /// The table for live writes.
@@ -128,14 +139,14 @@ pub fn replayed(
     envelope_error: Option<u16>,
     case: Case,
     retry_after: Option<Duration>,
-    others_succeed: bool,
+    peers: Peers,
 ) -> Verdict {
     let replayable = case.class.is_replayable();
     let status = outcome.ok().map(|(status, _)| status.as_u16());
     let only = |input| Verdict { input, rest: Rest::None };
     let unsent = |reason, rest| Verdict { input: Input::Unsent { reason, status }, rest };
     let doubt = |reason| Verdict {
-        input: Input::Doubt { reason, status, others_succeed },
+        input: Input::Doubt { reason, status, others_succeed: peers.others_succeed },
         rest: match (reason, replayable) {
             (Reason::Unavailable, _) => Rest::Group(retry_after),
             _ => Rest::None,
@@ -173,6 +184,7 @@ pub fn replayed(
             let status = status.unwrap_or_default();
             match class {
                 Class::Unauthorized => unsent(Reason::Unauthorized, Rest::Unauthorized),
+                Class::Forbidden if !peers.is_proven => unsent(Reason::Forbidden, Rest::Forbidden),
                 Class::Forbidden => only(Input::Rejected { reason: Reason::Forbidden, status }),
                 Class::RequestTimeout | Class::TryAgain => only(Input::Later { status }),
                 Class::Client | Class::Unsupported => {
@@ -238,6 +250,8 @@ pub fn envelope_error(body: &[u8]) -> Option<u16> {
 mod tests {
     use super::*;
     use WriteClass::{N, P, R, X};
+
+    const WELL: Peers = Peers { others_succeed: false, is_proven: true };
 
     fn case(class: WriteClass) -> Case {
         Case { class, trusts_503: false, may_queue: true }
@@ -305,7 +319,7 @@ mod tests {
     fn again(status: u16, envelope: Option<u16>, class: WriteClass) -> Verdict {
         let headers = HeaderMap::new();
         let status = StatusCode::from_u16(status).unwrap();
-        replayed(Ok((status, &headers)), envelope, case(class), Some(Duration::from_secs(7)), false)
+        replayed(Ok((status, &headers)), envelope, case(class), Some(Duration::from_secs(7)), WELL)
     }
 
     #[test]

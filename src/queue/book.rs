@@ -7,7 +7,7 @@
 use super::dedupe::{self, Index};
 use super::order::{Key, Lanes, Turn};
 use super::pace::{Bucket, Moment, Pace, Payer};
-use super::record::{Digest, Record};
+use super::record::{Digest, Reason, Record};
 use super::state::State;
 use crate::ids::{PartitionId, WriteId};
 use bytes::Bytes;
@@ -24,11 +24,15 @@ pub(super) struct Entry {
     pub(super) live: bool,
     /// A step of it is on its way to the disk, or it is being sent: nobody else may change it.
     pub(super) busy: bool,
+    /// It has a ticket that is not on disk: nobody is told of it, and a repeat waits for what becomes of it.
+    pub(super) unstored: bool,
+    /// Nothing of it is on disk, nor will be: it is forgotten before long.
+    pub(super) volatile: bool,
     /// When it may be sent.
     pub(super) due: Moment,
     /// The answer's body, until it is on disk.
     pub(super) answer: Option<Bytes>,
-    /// The successes of its group at its first 5xx.
+    /// The successes of its group at its last 5xx.
     pub(super) mark: Option<u64>,
     watch: Option<watch::Sender<()>>,
 }
@@ -40,11 +44,14 @@ pub(super) struct Book {
     pub(super) index: Index,
     pub(super) pace: Pace,
     settled: BTreeSet<(Timestamp, WriteId)>,
+    /// Answers of live writes, which nobody has a ticket for.
+    kept: BTreeSet<(Timestamp, WriteId)>,
     touched: HashMap<(PartitionId, String), BTreeSet<(Timestamp, WriteId)>>,
     depth: [usize; State::ALL.len()],
     pub(super) unsettled: usize,
     pub(super) unsettled_bytes: u64,
     pub(super) settled_bytes: u64,
+    pub(super) kept_bytes: u64,
     next_seq: u64,
     /// Whether something changed since the owner last looked.
     pub(super) has_changed: bool,
@@ -54,12 +61,33 @@ pub(super) struct Book {
 
 impl Entry {
     pub(super) fn new(record: Arc<Record>, live: bool) -> Self {
-        Self { record, live, busy: false, due: Moment::ZERO, answer: None, mark: None, watch: None }
+        Self {
+            record,
+            live,
+            busy: false,
+            unstored: false,
+            volatile: false,
+            due: Moment::ZERO,
+            answer: None,
+            mark: None,
+            watch: None,
+        }
     }
 
     /// The state, for short.
     pub(super) fn state(&self) -> State {
         self.record.progress.state
+    }
+
+    /// Whether it is only the answer of a live write, kept for its repeats: nobody has a ticket for it.
+    pub(super) fn is_answer_only(&self) -> bool {
+        !self.live && !self.record.is_ticket && !self.state().is_unsettled()
+    }
+
+    /// What was on its way to the disk is there.
+    pub(super) fn stored(&mut self) {
+        self.busy = false;
+        self.unstored = false;
     }
 
     /// Wakes with each change.
@@ -71,7 +99,7 @@ impl Entry {
     pub(super) fn earlier(&self, now: Timestamp) -> dedupe::Earlier {
         dedupe::Earlier {
             state: self.state(),
-            is_live: self.live,
+            is_live: self.live || self.unstored,
             has_answer: self.record.answer.is_some(),
             maybe_applied: self.record.progress.maybe_applied,
             settled_for: self.record.progress.settled_at.map(|at| crate::clock::since(now, at)),
@@ -89,11 +117,13 @@ impl Book {
             index: Index::default(),
             pace: Pace::default(),
             settled: BTreeSet::new(),
+            kept: BTreeSet::new(),
             touched: HashMap::new(),
             depth: [0; State::ALL.len()],
             unsettled: 0,
             unsettled_bytes: 0,
             settled_bytes: 0,
+            kept_bytes: 0,
             next_seq: 1,
             has_changed: false,
         }
@@ -104,6 +134,11 @@ impl Book {
         let seq = self.next_seq;
         self.next_seq += 1;
         seq
+    }
+
+    /// Places are drawn from here on, unless they are beyond it already.
+    pub(super) fn draw_from(&mut self, first: u64) {
+        self.next_seq = self.next_seq.max(first);
     }
 
     pub(super) fn get(&self, id: WriteId) -> Option<&Entry> {
@@ -193,15 +228,34 @@ impl Book {
     /// Takes the next record that is to be replayed: it is busy, and its place in flight.
     pub(super) fn pick(&mut self, now: Moment, max_parallel: usize) -> Option<Arc<Record>> {
         loop {
-            let id = self.pace.pick(now, max_parallel)?;
-            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            let (id, group) = self.pace.pick(now, max_parallel)?;
+            let Some(entry) = self.entries.get_mut(&id) else {
+                self.pace.ended(&group);
+                continue;
+            };
             let record = entry.record.clone();
             let is_free = !entry.live && !entry.busy && record.progress.is_sendable();
             if is_free && self.lanes.claim(&order_key(&record), record.seq) {
                 entry.busy = true;
                 return Some(record);
             }
-            self.pace.ended(&record.group);
+            self.pace.ended(&group);
+        }
+    }
+
+    /// Secrets and rights may have changed: what was not accepted is tried at once.
+    pub(super) fn forgive(&mut self, now: Moment) {
+        self.pace.forgive(now);
+        let resting: Vec<_> = self
+            .entries
+            .values()
+            .filter(|entry| !entry.live && !entry.busy && entry.due > now)
+            .filter(|entry| entry.record.progress.reason == Some(Reason::Forbidden))
+            .filter(|entry| entry.record.progress.is_sendable())
+            .map(|entry| entry.record.write_id)
+            .collect();
+        for id in resting {
+            self.change(id, |entry| entry.due = now);
         }
     }
 
@@ -230,14 +284,14 @@ impl Book {
         set.first().map(|(at, _)| (set.len(), *at))
     }
 
-    /// The settled ones, oldest first.
-    pub(super) fn settled(&self) -> impl Iterator<Item = (Timestamp, WriteId)> {
-        self.settled.iter().copied()
+    /// The settled tickets, oldest first.
+    pub(super) fn settled(&self) -> impl ExactSizeIterator<Item = WriteId> {
+        self.settled.iter().map(|(_, id)| *id)
     }
 
-    /// How many are settled.
-    pub(super) fn settled_count(&self) -> usize {
-        self.settled.len()
+    /// The kept answers of live writes, oldest first.
+    pub(super) fn kept(&self) -> impl ExactSizeIterator<Item = WriteId> {
+        self.kept.iter().map(|(_, id)| *id)
     }
 
     /// Puts the record into its order, or takes it out.
@@ -277,6 +331,11 @@ impl Book {
         }
         self.has_changed = true;
         let record = &entry.record;
+        if entry.is_answer_only() {
+            self.kept_bytes += record.size();
+            self.kept.insert((settled_at(record), record.write_id));
+            return;
+        }
         self.depth[entry.state() as usize] += 1;
         if entry.state().is_unsettled() {
             self.unsettled += 1;
@@ -297,6 +356,11 @@ impl Book {
         }
         self.has_changed = true;
         let record = &entry.record;
+        if entry.is_answer_only() {
+            self.kept_bytes -= record.size();
+            self.kept.remove(&(settled_at(record), record.write_id));
+            return;
+        }
         self.depth[entry.state() as usize] -= 1;
         if entry.state().is_unsettled() {
             self.unsettled -= 1;

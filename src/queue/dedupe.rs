@@ -22,7 +22,7 @@ pub struct Index {
 pub struct Earlier {
     /// Where it is.
     pub state: State,
-    /// Whether its first attempt runs now, with a caller waiting.
+    /// Whether its first attempt runs now, with a caller waiting, or its ticket is not on disk yet.
     pub is_live: bool,
     /// Whether Flexport's answer is kept.
     pub has_answer: bool,
@@ -115,6 +115,7 @@ pub fn by_key(earlier: Earlier) -> Repeat {
 /// a later one: what Flexport rejected took no effect, and may be right a moment later.
 pub fn by_twin(earlier: Earlier, window: Duration, answers_settled: bool, was_success: bool) -> Repeat {
     match earlier.state {
+        State::Unknown if earlier.is_live => Repeat::Wait,
         State::Unknown => Repeat::Unknown,
         _ if !answers_settled => Repeat::Fresh,
         _ if earlier.is_live => Repeat::Wait,

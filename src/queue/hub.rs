@@ -13,10 +13,11 @@
 
 use super::book::Book;
 use super::buffer::{self, Read};
-use super::journal::{Journal, With};
+use super::journal::{CommitError, Journal, With};
+use super::jump::Sight;
 use super::pace::Moment;
 use super::record::{AuditRow, MAX_ANSWER, Reason, Record};
-use super::state::{self, Input, Rules, State};
+use super::state::{self, Input, Rules, State, Verdict};
 use crate::clock::{self, Clock};
 use crate::config::Snapshot;
 use crate::context::{Call, Pending, PendingWrites, Settled, SettledWrite, Upstream, UpstreamRequest};
@@ -31,7 +32,7 @@ use crate::telemetry::{Metrics, StateLabels};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, header, response};
 use prometheus_client::metrics::gauge::Gauge;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,9 +48,28 @@ const OVERTIME: Duration = Duration::from_secs(5);
 /// How long the drain waits for the disk after its deadline.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
+/// Records that one batch of a restart changes; each takes at most some 20 KiB.
+const RESTORED_AT_ONCE: usize = 200;
+
 /// Settled records kept at most, in number and bytes; the oldest go first.
 const MAX_SETTLED: usize = 100_000;
 const MAX_SETTLED_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Bytes of answers to live writes that are kept at most; they never push out a ticket.
+const MAX_KEPT_BYTES: u64 = 64 * 1024 * 1024;
+
+/// How long, and how many, writes are remembered of which nothing is on disk.
+const VOLATILE: Duration = Duration::from_secs(60);
+const MAX_VOLATILE: usize = 10_000;
+
+/// Records that one batch of the sweep removes.
+const REMOVED_AT_ONCE: usize = 50;
+
+/// The longest reason of a person's that is kept.
+const MAX_WORDS: usize = 1024;
+
+/// Bytes of batches that wait for the disk at most, beyond those of replays.
+const MAX_OVERDUE: u64 = 64 * 1024 * 1024;
 
 /// Buffered bytes are counted in pieces of this many, so that a semaphore's permits are enough.
 pub(super) const PIECE: u64 = 1024;
@@ -94,6 +114,8 @@ pub struct Queue {
     pub(super) bus: Bus,
     /// Room for bodies in memory, in pieces.
     pub(super) buffer: Arc<Semaphore>,
+    /// Room for batches that wait for the disk, in pieces.
+    pub(super) overdue: Arc<Semaphore>,
     /// Tasks of single writes.
     pub(super) writes: TaskTracker,
     /// Wakes the replayer.
@@ -105,6 +127,7 @@ pub struct Queue {
     /// The newest passed credential that got a 2xx, for partitions with records.
     pub(super) tokens: Mutex<HashMap<PartitionId, HeaderValue>>,
     started: Instant,
+    sight: Mutex<Sight>,
     unsettled: AtomicUsize,
     gauges: [Gauge; State::ALL.len()],
 }
@@ -113,6 +136,13 @@ pub struct Queue {
 #[derive(Debug, thiserror::Error)]
 #[error("the write queue cannot be read: {0}")]
 pub struct OpenError(#[from] StoreError);
+
+/// What a restart changes, in one batch.
+#[derive(Clone, Default)]
+struct Restored {
+    batch: Batch,
+    ids: Vec<WriteId>,
+}
 
 /// Flexport's answer, as far as it fits.
 pub(super) struct Answer {
@@ -129,6 +159,8 @@ pub(super) struct Trace {
     pub(super) intended: AtomicBool,
     /// That record is on disk.
     pub(super) durable: AtomicBool,
+    /// It went on although that record is not known to be on disk.
+    pub(super) undurable: AtomicBool,
 }
 
 // === impl Queue ===
@@ -159,20 +191,30 @@ impl Queue {
             metrics: parts.metrics,
             bus: parts.bus,
             buffer: Arc::new(Semaphore::new(room)),
+            overdue: Arc::new(Semaphore::new(usize::try_from(MAX_OVERDUE / PIECE).unwrap_or(0))),
             writes: TaskTracker::new(),
             wake: Notify::new(),
             stop: CancellationToken::new(),
             give_up: CancellationToken::new(),
             tokens: Mutex::default(),
             started: Instant::now(),
+            sight: Mutex::new(Sight::new(parts.clock.now())),
             unsettled: AtomicUsize::new(0),
             gauges,
         });
-        queue.restore(loaded, parts.is_rolled_back).await;
+        let unstored = queue.restore(loaded, parts.is_rolled_back).await;
         let (replayer, cancelled) = (queue.clone(), parts.tasks.cancelled());
         parts.tasks.spawn("queue-replayer", async move {
+            let work = async {
+                // What the restart means for the records comes first: until that is stored, a further start could
+                // take them for what they were.
+                for batch in unstored {
+                    replayer.store_restored(batch, true).await;
+                }
+                replayer.replay(parts.changes).await;
+            };
             tokio::select! {
-                () = replayer.replay(parts.changes) => {}
+                () = work => {}
                 () = cancelled.cancelled() => {}
             }
         });
@@ -191,7 +233,9 @@ impl Queue {
         Ok(queue)
     }
 
-    async fn restore(&self, loaded: super::journal::Loaded, is_rolled_back: bool) {
+    /// Takes in what was on disk. Gives what could not be stored of the changes that this makes.
+    async fn restore(&self, loaded: super::journal::Loaded, is_rolled_back: bool) -> VecDeque<Restored> {
+        let is_rolled_back = is_rolled_back || loaded.is_rolled_back;
         for (key, reason) in &loaded.unreadable {
             let id = <[u8; 16]>::try_from(key.as_slice()).map(WriteId::from_bytes);
             tracing::error!(write_id = ?id.ok(), reason, "a queued write cannot be read; it is left on disk");
@@ -213,10 +257,12 @@ impl Queue {
                 State::Sending => Some(Input::Crash),
                 _ => None,
             };
+            let mut is_changed = false;
             if let Some(input) = input {
                 let policy = policy_of(&config, &record);
                 let rules = rules_of(&config, &record, &policy);
                 if let Ok((progress, _)) = state::step(&record.progress, rules, input, now) {
+                    is_changed = true;
                     let row = row_of(&record, &progress, now, "seawall", "restart", None);
                     record.progress = progress;
                     record.is_ticket = true;
@@ -226,8 +272,16 @@ impl Queue {
             }
             let rest = record.next_at.map_or(Duration::ZERO, |at| clock::since(at, now));
             let due = rest.min(config.settings.queue.backoff_max.0);
-            self.with(|book| book.restore(Arc::new(record), due));
+            let id = record.write_id;
+            self.with(|book| {
+                book.restore(Arc::new(record), due);
+                if is_changed {
+                    book.change(id, |entry| entry.busy = true);
+                }
+            });
         }
+        // Places above all that were ever drawn, also those of records that cannot be read at present.
+        self.with(|book| book.draw_from(u64::try_from(now.as_microsecond()).unwrap_or(0)));
         if is_rolled_back && !crashed.is_empty() {
             self.alarm(format!(
                 "the store came back older than it was: {} writes may have been sent since; none is sent before \
@@ -235,15 +289,48 @@ impl Queue {
                 crashed.len()
             ));
         }
-        for (record, row, policy) in crashed {
-            // Where this is not stored, the next start finds `sending` again and says the same.
-            let batch = Journal::batch(&record, &With { audit: &[row], ..With::default() });
-            if let Err(error) = self.journal.commit(batch).await {
-                tracing::error!(write_id = %record.write_id, error, "the state after the restart is not stored");
+        // All of them wait for the disk: nobody changes or sends one before it is there as it is here.
+        let mut batches = VecDeque::new();
+        for part in crashed.chunks(RESTORED_AT_ONCE) {
+            let mut restored = Restored::default();
+            restored.batch.settling();
+            for (record, row, _) in part {
+                let with = With { audit: std::slice::from_ref(row), ..With::default() };
+                restored.batch.append(Journal::batch(record, &with));
+                restored.ids.push(record.write_id);
             }
+            batches.push_back(restored);
+        }
+        if is_rolled_back {
+            let last = batches.pop_back().unwrap_or_default();
+            let mut batch = last.batch;
+            batch.settling().append(Journal::looked_at());
+            batches.push_back(Restored { batch, ids: last.ids });
+        }
+        while let Some(restored) = batches.front() {
+            if !self.store_restored(restored.clone(), false).await {
+                break;
+            }
+            batches.pop_front();
+        }
+        for (record, _, policy) in crashed {
             self.tell(&record);
             self.tell_settled(&record, &policy, None);
         }
+        batches
+    }
+
+    /// Makes changes of the restart durable; then their records may be worked on.
+    async fn store_restored(&self, restored: Restored, must: bool) -> bool {
+        let is_stored = self.persist(restored.batch, must).await.is_ok();
+        if is_stored {
+            self.with(|book| {
+                for id in restored.ids {
+                    book.change(id, |entry| entry.busy = false);
+                }
+            });
+        }
+        is_stored
     }
 
     // --- the book ---
@@ -280,18 +367,23 @@ impl Queue {
 
     // --- the disk ---
 
-    /// Makes a batch durable. `must`: tries until it is, or until the very end of the process.
-    pub(super) async fn persist(&self, batch: Batch, must: bool) -> bool {
+    /// Makes a batch durable. `must`: tries until it is, or until the very end of the process; only what is too large
+    /// is given up at once.
+    pub(super) async fn persist(&self, batch: Batch, must: bool) -> Result<(), CommitError> {
         let mut wait = Duration::from_millis(200);
         loop {
             let is_last = self.give_up.is_cancelled();
             match self.journal.commit(batch.clone()).await {
-                Ok(()) => return true,
-                Err(error) if !must || is_last => {
-                    tracing::error!(error, "a step of a write is not stored");
-                    return false;
+                Ok(()) => return Ok(()),
+                Err(error @ CommitError::TooLarge(_)) => {
+                    tracing::error!(%error, "a step of a write can never be stored; this is a bug");
+                    return Err(error);
                 }
-                Err(error) => tracing::warn!(error, "a step of a write is not stored yet; trying again"),
+                Err(error) if !must || is_last => {
+                    tracing::error!(%error, "a step of a write is not stored");
+                    return Err(error);
+                }
+                Err(error) => tracing::warn!(%error, "a step of a write is not stored yet; trying again"),
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => wait = (wait * 2).min(Duration::from_secs(30)),
@@ -360,7 +452,7 @@ impl Queue {
     }
 
     async fn step(
-        &self,
+        self: &Arc<Self>,
         id: WriteId,
         input: Input,
         actor: &str,
@@ -370,10 +462,16 @@ impl Queue {
         let config = (self.config)();
         let now = self.clock.now();
         let conflict = |message: String| ProxyError::Conflict { message };
+        let why = why.map(shortened);
         let (mut record, row, effects, policy) = self.with(|book| {
             let entry = book.get(id).ok_or_else(|| not_found(id))?;
             if entry.live || entry.busy {
                 return Err(conflict(format!("the write {id} is being sent or changed at this moment")));
+            }
+            if entry.is_answer_only() {
+                let message =
+                    format!("the write {id} was answered at once: there is nothing to decide about it");
+                return Err(conflict(message));
             }
             let policy = policy_of(&config, &entry.record);
             let rules = rules_of(&config, &entry.record, &policy);
@@ -385,6 +483,10 @@ impl Queue {
             record.audited += 1;
             record.next_at = None;
             record.keep_until = keep_until(&config, &record, now);
+            if matches!(input, Input::Retry | Input::Resolve(Verdict::NotApplied)) {
+                // Its time begins anew: a person wants it sent.
+                record.expires_at = clock::after(now, config.settings.queue.max_age.0);
+            }
             // Who is not sendable meanwhile is not picked: `busy` says so, and the place stays.
             book.change(id, |entry| entry.busy = true);
             Ok((record, row, effects, policy))
@@ -396,53 +498,61 @@ impl Queue {
             batch.append(Journal::forget_answer(&record));
             record.answer = None;
         }
+        batch.settling();
         batch.append(Journal::batch(&record, &With { audit: &[row], forgets_body, ..With::default() }));
-        let stored = self.journal.commit(batch).await;
         let record = Arc::new(record);
+        match self.journal.commit(batch.clone()).await {
+            Ok(()) => {
+                self.stepped(&record, effects, &policy);
+                Ok(record)
+            }
+            Err(CommitError::Unanswered(why)) => {
+                // It may be there already, or come there: nothing else may happen to the write until it has.
+                let queue = self.clone();
+                self.writes.spawn(async move {
+                    if queue.persist(batch, true).await.is_ok() {
+                        queue.stepped(&record, effects, &policy);
+                    }
+                });
+                Err(ProxyError::StoreFailed(format!("{why}; the step is taken as soon as it does")))
+            }
+            Err(error) => {
+                self.with(|book| book.change(id, |entry| entry.busy = false));
+                Err(ProxyError::StoreFailed(error.to_string()))
+            }
+        }
+    }
+
+    /// A step is on disk: now it is true.
+    fn stepped(&self, record: &Arc<Record>, effects: state::Effects, policy: &Arc<RoutePolicy>) {
         let now = self.moment();
         self.with(|book| {
-            book.change(id, |entry| {
+            book.change(record.write_id, |entry| {
                 entry.busy = false;
-                if stored.is_ok() {
-                    entry.record = record.clone();
-                    entry.due = now;
-                }
+                entry.volatile = false;
+                entry.record = record.clone();
+                entry.due = now;
             });
         });
-        stored.map_err(ProxyError::StoreFailed)?;
-        self.tell(&record);
+        self.tell(record);
         if effects.touches {
-            self.tell_settled(&record, &policy, None);
+            self.tell_settled(record, policy, None);
         }
-        Ok(record)
     }
 
     /// Expires, forgets, counts.
     pub(super) async fn sweep(self: &Arc<Self>) {
         let now = self.clock.now();
+        let may_expire = self.may_expire(now);
         let (late, old, oldest) = self.with(|book| {
             let late: Vec<_> = book
                 .iter()
-                .filter(|entry| !entry.live && !entry.busy && entry.record.expires_at <= now)
+                .filter(|entry| may_expire && !entry.live && !entry.busy && entry.record.expires_at <= now)
                 .filter(|entry| matches!(entry.state(), State::Pending | State::Waiting))
                 .map(|entry| entry.record.write_id)
                 .collect();
-            let (mut count, mut bytes) = (book.settled_count(), book.settled_bytes);
-            let mut old = Vec::new();
-            for (_, id) in book.settled() {
-                let Some(entry) = book.get(id) else { continue };
-                let is_over = count > MAX_SETTLED || bytes > MAX_SETTLED_BYTES;
-                let is_old = entry.record.keep_until.is_some_and(|until| until <= now);
-                if entry.busy || entry.record.progress.blocks || !(is_old || is_over) {
-                    continue;
-                }
-                count -= 1;
-                bytes = bytes.saturating_sub(entry.record.size());
-                old.push(id);
-                if old.len() == 1000 {
-                    break;
-                }
-            }
+            let mut old = old(book, book.settled(), book.settled_bytes, MAX_SETTLED_BYTES, now);
+            old.extend(self::old(book, book.kept(), book.kept_bytes, MAX_KEPT_BYTES, now));
             (late, old, book.oldest())
         });
         let age = oldest.map_or(Duration::ZERO, |at| clock::since(now, at));
@@ -451,15 +561,44 @@ impl Queue {
             // Refused where a replay took it up meanwhile: then it has not waited too long.
             let _ = self.transition(id, Input::Expire, "seawall", "expired", None).await;
         }
-        for id in old {
-            let Some(record) = self.with(|book| book.get(id).map(|entry| entry.record.clone())) else {
-                continue;
-            };
+        for part in old.chunks(REMOVED_AT_ONCE) {
+            let mut batch = Batch::new();
+            batch.settling();
+            // `busy`: nobody has one of them sent again meanwhile.
+            let mut taken = Vec::with_capacity(part.len());
+            self.with(|book| {
+                for id in part {
+                    let is_free =
+                        book.get(*id).is_some_and(|entry| !entry.busy && !entry.state().is_unsettled());
+                    if is_free {
+                        taken.extend(book.change(*id, |entry| {
+                            entry.busy = true;
+                            batch.append(Journal::removal(&entry.record));
+                            *id
+                        }));
+                    }
+                }
+            });
             // On disk first: what is forgotten in memory only would come back at the next start.
-            if self.journal.commit(Journal::removal(&record)).await.is_ok() {
-                self.with(|book| book.remove(id));
+            // Without an answer they may be gone from there: if they are not, the next start removes them.
+            let removal = self.journal.commit(batch).await;
+            let is_removed = matches!(removal, Ok(()) | Err(CommitError::Unanswered(_)));
+            self.with(|book| {
+                for id in taken {
+                    if is_removed {
+                        book.remove(id);
+                    } else {
+                        book.change(id, |entry| entry.busy = false);
+                    }
+                }
+            });
+            if !is_removed {
+                break;
             }
         }
+        self.forget_volatile(now);
+        let moment = self.moment();
+        self.with(|book| book.pace.prune(moment));
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if !tokens.is_empty() {
             let used: std::collections::HashSet<_> = self.with(|book| {
@@ -472,6 +611,40 @@ impl Queue {
         }
     }
 
+    /// Whether what is too old by the wall clock may be given up: not while that has jumped.
+    pub(super) fn may_expire(&self, now: jiff::Timestamp) -> bool {
+        let moment = self.moment();
+        let look = self.sight.lock().unwrap_or_else(PoisonError::into_inner).look(now, moment);
+        if let Some(jump) = look.jump {
+            self.alarm(format!(
+                "the wall clock jumped forward by {} s: nothing is given up for its age within the next hour; set the \
+                 clock, or stop Seawall",
+                jump.as_secs()
+            ));
+        }
+        look.may_expire
+    }
+
+    /// Forgets writes of which nothing is on disk: what the caller was told is all there is to them.
+    fn forget_volatile(&self, now: jiff::Timestamp) {
+        self.with(|book| {
+            let mut found: Vec<_> = book
+                .iter()
+                .filter(|entry| entry.volatile && !entry.live && !entry.busy)
+                .map(|entry| (entry.record.accepted_at, entry.record.write_id, entry.is_answer_only()))
+                .collect();
+            found.sort_unstable();
+            let excess = found.len().saturating_sub(MAX_VOLATILE);
+            for (index, (at, id, is_answer)) in found.into_iter().enumerate() {
+                // An unknown outcome is remembered as long as there is room: its repeat must not be sent.
+                let is_over = clock::since(now, at) >= VOLATILE || book.kept_bytes > MAX_KEPT_BYTES;
+                if index < excess || (is_answer && is_over) {
+                    book.remove(id);
+                }
+            }
+        });
+    }
+
     // --- telling ---
 
     /// Tells watchers where a write is, and counts it when it is settled.
@@ -479,6 +652,18 @@ impl Queue {
         let state = record.progress.state;
         if !state.is_unsettled() || state == State::Unknown {
             self.metrics.queue_settled.get_or_create(&StateLabels { state: state.as_str() }).inc();
+        }
+        let reason = record.progress.reason;
+        if record.is_ticket
+            && matches!(state, State::Dead | State::Expired)
+            && reason != Some(Reason::Operator)
+        {
+            self.alarm(format!(
+                "{} ({}) is {}: it was acknowledged and did not take effect for certain",
+                record.route,
+                record.write_id,
+                state.as_str()
+            ));
         }
         self.bus.tell(Kind::Write {
             write_id: record.write_id.to_string(),
@@ -520,18 +705,22 @@ impl Queue {
 
     // --- the end ---
 
-    /// Takes up no further record; lets what is in flight end until `deadline`; then makes it durable. Afterwards
-    /// every write is on disk and every caller has its answer.
+    /// Takes up no further record; lets what is in flight end until `deadline`, and then makes it durable. Over early
+    /// when nothing is in flight: what callers still bring is served like any other until [`Queue::finish`].
     pub async fn drain(&self, deadline: Instant) {
         self.stop.cancel();
         self.writes.close();
         if tokio::time::timeout_at(deadline, self.writes.wait()).await.is_err() {
-            self.give_up.cancel();
-            if tokio::time::timeout(LAST_WRITES, self.writes.wait()).await.is_err() {
-                tracing::error!("the store took too long: some writes are not durable");
-            }
+            self.finish().await;
         }
+    }
+
+    /// Makes durable what is in flight: afterwards every write is on disk and every caller has its answer.
+    pub async fn finish(&self) {
         self.give_up.cancel();
+        if tokio::time::timeout(LAST_WRITES, self.writes.wait()).await.is_err() {
+            tracing::error!("the store took too long: some writes are not durable");
+        }
     }
 
     /// How many bytes of bodies may still be taken into memory.
@@ -593,6 +782,36 @@ pub(super) fn rules_of(config: &Snapshot, record: &Record, policy: &RoutePolicy)
     }
 }
 
+/// Those that need not be kept any more, of some that are settled, oldest first.
+fn old(
+    book: &Book,
+    ids: impl ExactSizeIterator<Item = WriteId>,
+    mut bytes: u64,
+    max_bytes: u64,
+    now: jiff::Timestamp,
+) -> Vec<WriteId> {
+    let mut count = ids.len();
+    let mut old = Vec::new();
+    for id in ids {
+        let Some(entry) = book.get(id) else { continue };
+        let is_over = count > MAX_SETTLED || bytes > max_bytes;
+        let is_old = entry.record.keep_until.is_some_and(|until| until <= now);
+        if entry.busy || entry.record.progress.blocks || !(is_old || is_over) {
+            continue;
+        }
+        count -= 1;
+        bytes = bytes.saturating_sub(entry.record.size());
+        if entry.volatile {
+            continue;
+        }
+        old.push(id);
+        if old.len() == 1000 {
+            break;
+        }
+    }
+    old
+}
+
 /// Until when a settled record is kept.
 pub(super) fn keep_until(
     config: &Snapshot,
@@ -627,6 +846,16 @@ pub(super) fn row_of(
         reason: why.or_else(|| after.reason.map(|reason| reason.as_str().to_owned())),
         status: after.status,
     }
+}
+
+/// A person's words, as far as an audit row holds them.
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_WORDS {
+        let end = (0..=MAX_WORDS).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// A ticket that does not exist, or is not the asker's.

@@ -12,7 +12,7 @@
 
 use super::record::{AuditRow, Blob, DecodeError, Record};
 use crate::ids::WriteId;
-use crate::store::{Batch, MAX_CHUNK, Store, StoreError, Tree, chunks};
+use crate::store::{Batch, MAX_CHUNK, ROLLED_BACK, Store, StoreError, Tree, chunks};
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 use std::ops::ControlFlow;
@@ -55,12 +55,47 @@ pub(super) enum LoadError {
     Unreadable(String),
 }
 
+/// Why a batch is not known to be durable.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum CommitError {
+    /// It is not there, and will not be.
+    #[error("{0}")]
+    Refused(String),
+    /// It failed on its way; in this process it is not there, but a crash may bring it back.
+    #[error("{0}")]
+    Failed(String),
+    /// It is longer than the store takes: trying again will not help.
+    #[error("{0}")]
+    TooLarge(String),
+    /// It may be there, or be there a moment later.
+    #[error("{0}")]
+    Unanswered(String),
+}
+
 /// What was found at start.
 #[derive(Default)]
 pub(super) struct Loaded {
     pub(super) records: Vec<Record>,
     /// Records that cannot be read, with the reason.
     pub(super) unreadable: Vec<(Vec<u8>, String)>,
+    /// The store came back older at this or an earlier start, and not all records were looked at since.
+    pub(super) is_rolled_back: bool,
+}
+
+// === impl CommitError ===
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::TooLarge { .. } => Self::TooLarge(message),
+            StoreError::Unanswered { .. } => Self::Unanswered(message),
+            StoreError::NoSpace { .. } | StoreError::Closed { .. } => Self::Refused(message),
+            StoreError::Failed { .. } | StoreError::Undecryptable { .. } | StoreError::Read { .. } => {
+                Self::Failed(message)
+            }
+        }
+    }
 }
 
 // === impl Journal ===
@@ -99,11 +134,18 @@ impl Journal {
         batch
     }
 
+    /// The batch after which the records count as looked at.
+    pub(super) fn looked_at() -> Batch {
+        let mut batch = Batch::new();
+        batch.settling().delete(Tree::Meta, ROLLED_BACK);
+        batch
+    }
+
     /// The batch that leaves nothing of a record.
     pub(super) fn removal(record: &Record) -> Batch {
         let id = record.write_id;
         let mut batch = Batch::new();
-        batch.delete(Tree::Rec, id.as_bytes().to_vec());
+        batch.settling().delete(Tree::Rec, id.as_bytes().to_vec());
         forget_body(&mut batch, record);
         batch.append(Self::forget_answer(record));
         // One more: a step that was begun and dropped may have left its row.
@@ -124,12 +166,16 @@ impl Journal {
     }
 
     /// Makes a batch durable, within [`COMMIT_LIMIT`].
-    pub(super) async fn commit(&self, batch: Batch) -> Result<(), String> {
-        match tokio::time::timeout(COMMIT_LIMIT, self.store.commit(batch)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("the store did not answer within {} s", COMMIT_LIMIT.as_secs())),
-        }
+    pub(super) async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
+        self.commit_within(batch, COMMIT_LIMIT).await
+    }
+
+    /// Makes a batch durable, within a time of its own.
+    pub(super) async fn commit_within(&self, batch: Batch, limit: Duration) -> Result<(), CommitError> {
+        let late =
+            |_| CommitError::Unanswered(format!("the store did not answer within {} s", limit.as_secs()));
+        let answered = tokio::time::timeout(limit, self.store.commit(batch)).await.map_err(late)?;
+        answered.map_err(CommitError::from)
     }
 
     /// The request's body.
@@ -173,7 +219,12 @@ impl Journal {
 
     /// All records. Blocks.
     pub(super) fn load(&self) -> Result<Loaded, StoreError> {
-        let mut loaded = Loaded::default();
+        let is_rolled_back = match self.store.get(Tree::Meta, ROLLED_BACK) {
+            Ok(found) => found.is_some(),
+            Err(StoreError::Undecryptable { .. }) => true,
+            Err(error) => return Err(error),
+        };
+        let mut loaded = Loaded { is_rolled_back, ..Loaded::default() };
         self.store.scan(Tree::Rec, &[], None, &mut |key, found| {
             let record = found
                 .map_err(|error| error.to_string())

@@ -9,11 +9,11 @@
 //! The caller may leave at any point; only the answer is lost to it then, and its key or an equal write finds it.
 
 use super::admit::{self, Case, Decision};
-use super::book::{bucket, order_key};
+use super::book::{Entry, bucket, order_key};
 use super::buffer::Read;
 use super::dedupe::{self, Repeat};
-use super::hub::{self, Answer, Queue, Trace};
-use super::journal::{self, Journal, With};
+use super::hub::{self, Answer, PIECE, Queue, Trace};
+use super::journal::{self, CommitError, Journal, With};
 use super::order::Turn;
 use super::record::{
     self, AnswerHead, AuditRow, Blob, CredentialRef, Digest, Reason, Record, kept_answer_fields,
@@ -100,6 +100,8 @@ enum Rest {
         batch: Batch,
         must: bool,
         is_removal: bool,
+        /// Something of it may be on disk already.
+        has_intent: bool,
     },
 }
 
@@ -247,15 +249,23 @@ impl Live {
             let (reply, rest) = self.run().await;
             // The caller may be gone: then the book and the disk alone know.
             let _ = sender.send(reply);
-            if let Rest::Store { id, batch, must, is_removal } = rest {
-                let stored = queue.persist(batch, must).await;
+            if let Rest::Store { id, batch, must, is_removal, has_intent } = rest {
+                // Bounded: with the store broken for long, not every write can wait for it in memory.
+                let pieces = u32::try_from(batch.bytes() as u64 / PIECE + 1).unwrap_or(u32::MAX);
+                let waits = must.then(|| queue.overdue.clone().try_acquire_many_owned(pieces).ok()).flatten();
+                let result = queue.persist(batch, waits.is_some()).await;
+                if must && waits.is_none() && result.is_err() {
+                    tracing::error!(write_id = %id, "too much waits for the store: a write's outcome is not stored");
+                }
                 if !is_removal {
                     queue.with(|book| {
                         book.change(id, |entry| {
-                            entry.busy = false;
-                            if stored {
+                            if result.is_ok() {
+                                entry.stored();
                                 entry.answer = None;
                             }
+                            entry.busy = false;
+                            entry.volatile = result.is_err() && !has_intent;
                         })
                     });
                 }
@@ -362,16 +372,16 @@ impl Live {
                         With { body: Some(&body), token: token.as_ref(), audit: &[row], ..With::default() };
                     let batch = Journal::batch(&record, &with);
                     trace.intended.store(true, Ordering::Release);
-                    let stored = tokio::time::timeout(INTENT_LIMIT, queue.journal.commit(batch)).await;
-                    match stored {
-                        Ok(Ok(())) => trace.durable.store(true, Ordering::Release),
-                        Ok(Err(error)) => {
-                            tracing::error!(error, write_id = %record.write_id, "sent without a durable intent");
+                    match queue.journal.commit_within(batch, INTENT_LIMIT).await {
+                        Ok(()) => trace.durable.store(true, Ordering::Release),
+                        Err(error) => {
+                            tracing::error!(%error, write_id = %record.write_id, "sent without a durable intent");
                             queue.metrics.queue_not_durable.inc();
-                        }
-                        Err(_) => {
-                            tracing::error!(write_id = %record.write_id, "the store is slow: sent without a durable intent");
-                            queue.metrics.queue_not_durable.inc();
+                            trace.undurable.store(true, Ordering::Release);
+                            if !matches!(error, CommitError::Unanswered(_)) {
+                                // Nothing is there that would have to be settled.
+                                trace.intended.store(false, Ordering::Release);
+                            }
                         }
                     }
                 }
@@ -491,7 +501,10 @@ impl Live {
             let row = self.take_step(progress, "answered", trace);
             let with =
                 With { answer: whole.as_deref(), forgets_body: true, audit: &[row], ..With::default() };
-            let batch = Journal::batch(&self.record, &with);
+            let mut batch = Journal::batch(&self.record, &with);
+            if trace.durable.load(Ordering::Acquire) {
+                batch.settling();
+            }
             let record = Arc::new(self.record.clone());
             self.queue.with(|book| {
                 book.change(record.write_id, |entry| {
@@ -502,7 +515,7 @@ impl Live {
                 })
             });
             let must = trace.intended.load(Ordering::Acquire);
-            Rest::Store { id: self.record.write_id, batch, must, is_removal: false }
+            Rest::Store { id: self.record.write_id, batch, must, is_removal: false, has_intent: must }
         } else {
             self.leave(trace)
         };
@@ -512,7 +525,7 @@ impl Live {
         };
         let mut response = Response::from_parts(answer.parts, body);
         set_key(response.headers_mut(), &self.record.key);
-        if trace.intended.load(Ordering::Acquire) && !trace.durable.load(Ordering::Acquire) {
+        if trace.undurable.load(Ordering::Acquire) {
             response.headers_mut().insert(SEAWALL_DURABILITY, HeaderValue::from_static("none"));
         }
         (Ok(Reply::Answer(response)), rest)
@@ -552,6 +565,7 @@ impl Live {
                     entry.record = record.clone();
                     entry.live = false;
                     entry.busy = true;
+                    entry.unstored = true;
                     entry.due = due;
                 });
             }
@@ -569,18 +583,24 @@ impl Live {
             audit: &[row],
             ..With::default()
         };
-        match self.queue.journal.commit(Journal::batch(&record, &with)).await {
+        let mut batch = Journal::batch(&record, &with);
+        if is_stored {
+            batch.settling();
+        }
+        match self.queue.journal.commit(batch).await {
             Ok(()) => {
-                self.queue.with(|book| book.change(id, |entry| entry.busy = false));
+                self.queue.with(|book| book.change(id, Entry::stored));
                 let route = RouteLabels { route: record.route.to_string() };
                 self.queue.metrics.queue_accepted.get_or_create(&route).inc();
                 self.queue.tell(&record);
                 (Ok(Reply::Ticket(id)), Rest::Nothing)
             }
             Err(error) => {
-                tracing::error!(error, write_id = %id, "a write could not be stored; its caller is told so");
-                trace.intended.store(true, Ordering::Release); // Perhaps it was written after all: take it back.
-                (Err(ProxyError::StoreFailed(error)), self.leave(trace))
+                tracing::error!(%error, write_id = %id, "a write could not be stored; its caller is told so");
+                if matches!(error, CommitError::Failed(_) | CommitError::Unanswered(_)) {
+                    trace.intended.store(true, Ordering::Release); // Perhaps it was written after all: take it back.
+                }
+                (Err(ProxyError::StoreFailed(error.to_string())), self.leave(trace))
             }
         }
     }
@@ -593,11 +613,15 @@ impl Live {
         self.queue.tell_settled(&self.record, &self.ctx.route, None);
         let record = Arc::new(self.record.clone());
         let id = record.write_id;
+        let is_stored = trace.durable.load(Ordering::Acquire);
+        let accepts = self.ctx.config.settings.queue.on_unknown == OnUnknown::Accept && self.case.may_queue;
         self.queue.with(|book| {
             book.change(id, |entry| {
                 entry.record = record.clone();
                 entry.live = false;
                 entry.busy = true;
+                // A repeat is told 504, which promises nothing; a 202 only when it is on disk.
+                entry.unstored = accepts && !is_stored;
             })
         });
         self.queue.tell(&record);
@@ -605,7 +629,6 @@ impl Live {
             "the outcome of {} ({id}) is not known: find out at Flexport and resolve it",
             record.route
         ));
-        let is_stored = trace.durable.load(Ordering::Acquire);
         let token = self.token();
         let with = With {
             body: (!is_stored).then_some(&*self.body),
@@ -613,20 +636,23 @@ impl Live {
             audit: &[row],
             ..With::default()
         };
-        let batch = Journal::batch(&record, &with);
-        let accepts = self.ctx.config.settings.queue.on_unknown == OnUnknown::Accept && self.case.may_queue;
+        let mut batch = Journal::batch(&record, &with);
+        if is_stored {
+            batch.settling();
+        }
         // Where `sending` is on disk, a restart comes to the same: then the caller need not wait.
+        let is_durable = !trace.undurable.load(Ordering::Acquire);
+        let error =
+            ProxyError::OutcomeUnknown { write_id: id, key: Some(record.key.as_str().into()), is_durable };
         if accepts || !is_stored {
             let limit = if accepts { journal::COMMIT_LIMIT } else { INTENT_LIMIT };
-            let stored = tokio::time::timeout(limit, self.queue.journal.commit(batch.clone())).await;
-            if matches!(stored, Ok(Ok(()))) {
-                self.queue.with(|book| book.change(id, |entry| entry.busy = false));
-                let error = ProxyError::OutcomeUnknown { write_id: id };
+            if self.queue.journal.commit_within(batch.clone(), limit).await.is_ok() {
+                self.queue.with(|book| book.change(id, Entry::stored));
                 return (if accepts { Ok(Reply::Ticket(id)) } else { Err(error) }, Rest::Nothing);
             }
         }
-        let rest = Rest::Store { id, batch, must: true, is_removal: false };
-        (Err(ProxyError::OutcomeUnknown { write_id: id }), rest)
+        let has_intent = trace.intended.load(Ordering::Acquire);
+        (Err(error), Rest::Store { id, batch, must: true, is_removal: false, has_intent })
     }
 
     /// It leaves no trace: not in the book, and (where something may be there) not on disk.
@@ -638,7 +664,7 @@ impl Live {
         }
         let mut record = self.record.clone();
         record.audited = 2;
-        Rest::Store { id, batch: Journal::removal(&record), must: true, is_removal: true }
+        Rest::Store { id, batch: Journal::removal(&record), must: true, is_removal: true, has_intent: true }
     }
 }
 

@@ -26,6 +26,7 @@ mod buffer;
 pub mod dedupe;
 mod hub;
 mod journal;
+mod jump;
 mod layer;
 mod live;
 pub mod order;

@@ -156,6 +156,16 @@ impl<W: Clone> Lanes<W> {
         record.or_else(|| lane.values().next()).map(|place| place.id)
     }
 
+    /// The oldest place of any key of a partition whose name begins so. Looks at all keys.
+    pub fn oldest_in(&self, partition: PartitionId, prefix: &str) -> Option<WriteId> {
+        self.lanes
+            .iter()
+            .filter(|((other, name), _)| *other == partition && name.starts_with(prefix))
+            .filter_map(|(_, lane)| lane.first_key_value())
+            .min_by_key(|(seq, _)| **seq)
+            .map(|(_, place)| place.id)
+    }
+
     /// How many places stand before this one.
     pub fn ahead(&self, key: &Key, seq: u64) -> usize {
         self.lanes.get(key).map_or(0, |lane| lane.range(..seq).count())

@@ -33,6 +33,10 @@ pub struct Pace {
     armed: HashMap<WriteId, (Bucket, Moment, u64)>,
     groups: HashMap<Arc<str>, Group>,
     pauses: HashMap<Payer, Pause>,
+    /// Where a credential gets 403 although nothing of it succeeds: with the moment of the next try.
+    forbidden: HashMap<Bucket, Moment>,
+    /// When a write of the credential last succeeded.
+    succeeded: HashMap<Payer, Moment>,
     all_until: Moment,
     in_flight: usize,
 }
@@ -64,6 +68,8 @@ pub struct Pause {
 pub const LONGEST: Duration = Duration::from_secs(15 * 60);
 /// How often a credential that is not accepted is tried.
 pub const UNAUTHORIZED: Duration = Duration::from_secs(60);
+/// How long a success proves that a credential is well.
+pub const PROVEN: Duration = Duration::from_secs(10 * 60);
 
 // === impl Pace ===
 
@@ -87,7 +93,7 @@ impl Pace {
     }
 
     /// Takes the next record whose time has come; it is in flight until [`Pace::ended`]. The oldest head first.
-    pub fn pick(&mut self, now: Moment, max_parallel: usize) -> Option<WriteId> {
+    pub fn pick(&mut self, now: Moment, max_parallel: usize) -> Option<(WriteId, Arc<str>)> {
         if self.in_flight >= max_parallel.max(1) || now < self.all_until {
             return None;
         }
@@ -103,7 +109,7 @@ impl Pace {
         self.disarm(id);
         self.in_flight += 1;
         self.group(&bucket.1).in_flight += 1;
-        Some(id)
+        Some((id, bucket.1))
     }
 
     /// When `pick` may next find something, as far as time alone decides.
@@ -121,8 +127,12 @@ impl Pace {
     }
 
     /// When the bucket opens; `None` while its group has no room.
-    fn opens_at(&self, (payer, group): &Bucket) -> Option<Moment> {
+    fn opens_at(&self, bucket: &Bucket) -> Option<Moment> {
+        let (payer, group) = bucket;
         let mut opens = self.pauses.get(payer).map_or(Moment::ZERO, |pause| pause.until);
+        if let Some(until) = self.forbidden.get(bucket) {
+            opens = opens.max(*until);
+        }
         if let Some(group) = self.groups.get(group) {
             let width = if group.is_refused { 1 } else { group.width };
             if group.in_flight >= width {
@@ -141,7 +151,10 @@ impl Pace {
     }
 
     /// Flexport took a write of this group and credential, live or replayed.
-    pub fn succeeded(&mut self, (payer, group): &Bucket, now: Moment, max_width: usize) {
+    pub fn succeeded(&mut self, bucket: &Bucket, now: Moment, max_width: usize) {
+        let (payer, group) = bucket;
+        self.succeeded.insert(payer.clone(), now);
+        self.forbidden.remove(bucket);
         // A wait that was asked for stays: this may be the answer to an older request.
         if self.pauses.get(payer).is_some_and(|pause| pause.is_unauthorized || pause.until <= now) {
             self.pauses.remove(payer);
@@ -201,8 +214,33 @@ impl Pace {
         (is_new, since)
     }
 
+    /// Whether a write of this credential succeeded lately: then it is well, and a 403 means the one write.
+    pub fn is_proven(&self, payer: &Payer, now: Moment) -> bool {
+        self.succeeded.get(payer).is_some_and(|at| now.saturating_sub(*at) <= PROVEN)
+    }
+
+    /// The credential may not do what this group does. Returns whether that is new.
+    pub fn forbid(&mut self, bucket: &Bucket, now: Moment) -> bool {
+        self.forbidden.insert(bucket.clone(), now + UNAUTHORIZED).is_none()
+    }
+
+    /// Where 403 keeps writes waiting.
+    pub fn forbidden(&self) -> impl Iterator<Item = (&Bucket, Moment)> {
+        self.forbidden.iter().map(|(bucket, until)| (bucket, *until))
+    }
+
+    /// Forgets what is long over: credentials come and go.
+    pub fn prune(&mut self, now: Moment) {
+        self.pauses.retain(|_, pause| pause.until + LONGEST > now);
+        self.forbidden.retain(|_, until| *until + LONGEST > now);
+        self.succeeded.retain(|_, at| now.saturating_sub(*at) <= PROVEN);
+    }
+
     /// Secrets may have changed: what was not accepted is tried at once.
     pub fn forgive(&mut self, now: Moment) {
+        for until in self.forbidden.values_mut() {
+            *until = (*until).min(now);
+        }
         for pause in self.pauses.values_mut().filter(|pause| pause.is_unauthorized) {
             pause.until = now;
         }
@@ -210,6 +248,7 @@ impl Pace {
 
     /// This credential has changed: it is tried at once.
     pub fn forgive_payer(&mut self, payer: &Payer) {
+        self.forbidden.retain(|(other, _), _| other != payer);
         if self.pauses.get(payer).is_some_and(|pause| pause.is_unauthorized) {
             self.pauses.remove(payer);
         }
@@ -300,21 +339,47 @@ mod tests {
         WriteId::from_bytes([number; 16])
     }
 
+    fn pick(pace: &mut Pace, now: Moment, max_parallel: usize) -> Option<WriteId> {
+        pace.pick(now, max_parallel).map(|(id, _)| id)
+    }
+
+    #[test]
+    fn a_credential_that_is_forbidden_pauses_in_one_group_and_what_is_over_is_forgotten() {
+        let mut pace = Pace::default();
+        let payer = Payer::Alias("a".into());
+        pace.arm(id(1), 1, bucket("a", "g"), at(0));
+        pace.arm(id(2), 2, bucket("a", "h"), at(0));
+        assert!(!pace.is_proven(&payer, at(0)));
+        assert!(pace.forbid(&bucket("a", "g"), at(0)) && !pace.forbid(&bucket("a", "g"), at(1)));
+        assert_eq!(pick(&mut pace, at(2), 4), Some(id(2)));
+        assert_eq!(pick(&mut pace, at(2), 4), None);
+        assert_eq!(pick(&mut pace, at(61), 4), Some(id(1)));
+        pace.succeeded(&bucket("a", "g"), at(62), 4);
+        assert_eq!(pace.forbidden().count(), 0);
+        assert!(pace.is_proven(&payer, at(662)) && !pace.is_proven(&payer, at(663)));
+        pace.rest_payer(&payer, &"g".into(), at(62), None);
+        pace.forbid(&bucket("b", "g"), at(62));
+        pace.prune(at(63));
+        assert_eq!((pace.pauses.len(), pace.forbidden.len(), pace.succeeded.len()), (1, 1, 1));
+        pace.prune(at(3000));
+        assert_eq!((pace.pauses.len(), pace.forbidden.len(), pace.succeeded.len()), (0, 0, 0));
+    }
+
     #[test]
     fn the_oldest_head_goes_first_and_one_at_a_time_until_successes_widen() {
         let mut pace = Pace::default();
         for number in 1..=3 {
             pace.arm(id(number), u64::from(10 - number), bucket("a", "g"), at(0));
         }
-        assert_eq!(pace.pick(at(0), 4), Some(id(3)));
-        assert_eq!(pace.pick(at(0), 4), None);
+        assert_eq!(pick(&mut pace, at(0), 4), Some(id(3)));
+        assert_eq!(pick(&mut pace, at(0), 4), None);
         assert_eq!(pace.next(4), None, "only the end of what is in flight helps");
         pace.ended(&"g".into());
         for _ in 0..10 {
             pace.succeeded(&bucket("a", "g"), at(0), 4);
         }
-        assert_eq!(pace.pick(at(0), 4), Some(id(2)));
-        assert_eq!(pace.pick(at(0), 4), Some(id(1)));
+        assert_eq!(pick(&mut pace, at(0), 4), Some(id(2)));
+        assert_eq!(pick(&mut pace, at(0), 4), Some(id(1)));
     }
 
     #[test]
@@ -324,15 +389,15 @@ mod tests {
         pace.arm(id(2), 2, bucket("b", "g"), at(0));
         pace.arm(id(3), 3, bucket("b", "other"), at(0));
         pace.rest_group(&"g".into(), at(0), Some(at(30)));
-        assert_eq!(pace.pick(at(1), 4), Some(id(3)), "other groups go on");
+        assert_eq!(pick(&mut pace, at(1), 4), Some(id(3)), "other groups go on");
         assert_eq!(pace.next(4), Some(at(30)));
-        assert_eq!(pace.pick(at(29), 4), None);
-        assert_eq!(pace.pick(at(30), 4), Some(id(1)));
-        assert_eq!(pace.pick(at(30), 4), None);
+        assert_eq!(pick(&mut pace, at(29), 4), None);
+        assert_eq!(pick(&mut pace, at(30), 4), Some(id(1)));
+        assert_eq!(pick(&mut pace, at(30), 4), None);
         pace.ended(&"g".into());
         pace.rest_group(&"g".into(), at(30), Some(at(60)));
         pace.stir(at(31));
-        assert_eq!(pace.pick(at(31), 4), Some(id(2)), "a breaker that changed wakes it early");
+        assert_eq!(pick(&mut pace, at(31), 4), Some(id(2)), "a breaker that changed wakes it early");
     }
 
     #[test]
@@ -344,15 +409,15 @@ mod tests {
         pace.rest_payer(&Payer::Alias("a".into()), &"g".into(), at(0), Some(at(5)));
         pace.rest_payer(&Payer::Alias("a".into()), &"g".into(), at(0), Some(at(2)));
         pace.succeeded(&bucket("a", "h"), at(1), 4);
-        assert_eq!(pace.pick(at(4), 4), Some(id(3)));
-        assert_eq!(pace.pick(at(4), 4), None);
-        assert_eq!(pace.pick(at(5), 4), Some(id(2)), "the group `g` is busy");
+        assert_eq!(pick(&mut pace, at(4), 4), Some(id(3)));
+        assert_eq!(pick(&mut pace, at(4), 4), None);
+        assert_eq!(pick(&mut pace, at(5), 4), Some(id(2)), "the group `g` is busy");
         assert_eq!(pace.refuse_payer(&Payer::Alias("a".into()), at(5)), (true, at(5)));
         assert_eq!(pace.refuse_payer(&Payer::Alias("a".into()), at(70)), (false, at(5)));
         pace.ended(&"g".into());
-        assert_eq!(pace.pick(at(71), 4), None);
+        assert_eq!(pick(&mut pace, at(71), 4), None);
         pace.forgive(at(71));
-        assert_eq!(pace.pick(at(71), 4), Some(id(1)));
+        assert_eq!(pick(&mut pace, at(71), 4), Some(id(1)));
     }
 
     #[test]

@@ -383,12 +383,14 @@ fn is_dropped(name: &HeaderName) -> bool {
         )
 }
 
+/// The most bytes of an answer's fields that are kept: a record is one value of the store.
+const MAX_ANSWER_FIELDS: usize = 2 * 1024;
+
 /// An answer's fields that are kept: what describes its content, and where the thing is.
 pub fn kept_answer_fields(headers: &HeaderMap) -> Vec<(String, String)> {
+    let mut room = MAX_ANSWER_FIELDS;
     headers
         .iter()
-        // A record is one value of the store, so what a stranger sends must not make it long.
-        .filter(|(_, value)| value.len() <= 512)
         .filter(|(name, _)| {
             matches!(
                 name.as_str(),
@@ -403,7 +405,15 @@ pub fn kept_answer_fields(headers: &HeaderMap) -> Vec<(String, String)> {
                     | "x-request-id"
             )
         })
-        .take(12)
+        // What a stranger sends must not make the record long.
+        .filter(|(name, value)| {
+            let size = name.as_str().len() + 2 * value.len() + 6;
+            let fits = value.len() <= 512 && size <= room;
+            if fits {
+                room -= size;
+            }
+            fits
+        })
         .map(|(name, value)| (name.as_str().to_owned(), latin1(value.as_bytes())))
         .collect()
 }
@@ -493,6 +503,21 @@ pub(super) mod tests {
         assert_eq!(Record::decode(b"\x02{}"), Err(DecodeError::Version(2)));
         assert!(matches!(Record::decode(b""), Err(DecodeError::Malformed(_))));
         assert!(matches!(Record::decode(b"\x01{"), Err(DecodeError::Malformed(_))));
+    }
+
+    #[test]
+    fn an_answers_fields_never_make_a_record_long() {
+        let mut headers = HeaderMap::new();
+        headers.insert("location", HeaderValue::from_static("/bookings/1"));
+        for _ in 0..40 {
+            headers.append("content-language", HeaderValue::from_bytes(&[0xe9; 500]).unwrap());
+        }
+        headers.insert("etag", HeaderValue::from_static("\"v1\""));
+        let kept = kept_answer_fields(&headers);
+        let size = serde_json::to_vec(&kept).unwrap().len();
+        assert!(size <= MAX_ANSWER_FIELDS + 16, "{size}");
+        assert_eq!(header_map(&kept)["etag"], "\"v1\"");
+        const { assert!(MAX_HEADER + MAX_ANSWER_FIELDS + 1024 < crate::store::MAX_CHUNK) };
     }
 
     #[test]

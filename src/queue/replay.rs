@@ -7,11 +7,11 @@
 //!
 //! A record's order is free again only when its outcome is on disk: otherwise a crash would replay it over the next.
 
-use super::admit::{self, Case, Rest, Verdict};
+use super::admit::{self, Case, Peers, Rest, Verdict};
 use super::book::bucket;
 use super::buffer::Read;
 use super::hub::{self, Answer, Queue, Trace};
-use super::journal::{self, Journal, LoadError, With};
+use super::journal::{self, CommitError, Journal, LoadError, With};
 use super::pace::doubled;
 use super::record::{AnswerHead, CredentialRef, Reason, Record, header_map, kept_answer_fields};
 use super::state::{self, Input, State};
@@ -20,7 +20,7 @@ use crate::config::Snapshot;
 use crate::context::{BoxFuture, Call, Credential, Lane};
 use crate::error::ProxyError;
 use crate::http::{Body, retry_after};
-use http::{Method, Request, header};
+use http::{HeaderValue, Method, Request, header};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -31,6 +31,8 @@ use tokio::time::Instant;
 const STORE_REST: Duration = Duration::from_secs(5);
 /// How often a reload is looked for while a credential is not accepted.
 const RELOAD_CHECK: Duration = Duration::from_secs(2);
+/// How long a record rests that got 403 while nothing proves its credential: longer than its group does.
+const FORBIDDEN: Duration = super::pace::UNAUTHORIZED.saturating_add(Duration::from_secs(2));
 /// How long a passed credential may be refused before its records are given up: nobody can change it.
 const PASSED_REFUSED: Duration = Duration::from_secs(3600);
 
@@ -57,7 +59,7 @@ impl Queue {
             let now = self.moment();
             if config.generation != generation {
                 generation = config.generation;
-                self.with(|book| book.pace.forgive(now));
+                self.with(|book| book.forgive(now));
             }
             let max = config.settings.queue.max_parallel as usize;
             while let Some(record) = self.with(|book| book.pick(now, max)) {
@@ -65,7 +67,8 @@ impl Queue {
                 self.writes.spawn(async move { queue.replay_one(record).await });
             }
             let (next, is_refused) = self.with(|book| {
-                let is_refused = book.pace.paused(now).any(|(_, pause)| pause.is_unauthorized);
+                let is_refused = book.pace.paused(now).any(|(_, pause)| pause.is_unauthorized)
+                    || book.pace.forbidden().next().is_some();
                 (book.pace.next(max), is_refused)
             });
             let mut until = next.map(|moment| self.instant(moment));
@@ -103,7 +106,10 @@ impl Queue {
                 "the replay of {} ({}) ended by a bug; it and its order rest until a restart",
                 record.route, record.write_id
             ));
-            self.with(|book| book.pace.ended(&record.group));
+            self.with(|book| {
+                book.pace.ended(&record.group);
+                book.has_changed = true;
+            });
         }
     }
 
@@ -113,7 +119,8 @@ impl Queue {
         let rests =
             Verdict { input: Input::Unsent { reason: Reason::StoreFailed, status: None }, rest: Rest::All };
         let trace = Arc::new(Trace::default());
-        if record.expires_at <= self.clock.now() {
+        let now = self.clock.now();
+        if record.expires_at <= now && self.may_expire(now) {
             let verdict = Verdict { input: Input::Expire, rest: Rest::None };
             return self.settle(record, verdict, None, &trace, &config).await;
         }
@@ -128,7 +135,8 @@ impl Queue {
                 return self.settle(record, rests, None, &trace, &config).await;
             }
         };
-        let credential = match self.credential_of(record).await {
+        let newer = self.newer_token(record);
+        let credential = match self.credential_of(record, newer.as_ref()).await {
             Ok(credential) => credential,
             Err(LoadError::Lost(why)) => {
                 self.alarm(format!(
@@ -172,37 +180,48 @@ impl Queue {
             _ => None,
         };
         let case = Case { class: record.class, trusts_503: route.queue.trusts_503, may_queue: true };
-        let others_succeed = self.others_succeed(record, &outcome);
-        let verdict = match &outcome {
-            Ok(answer) => admit::replayed(
-                Ok((answer.parts.status, &answer.parts.headers)),
-                envelope,
-                case,
-                wait,
-                others_succeed,
-            ),
-            Err(error) => admit::replayed(Err(error), None, case, wait, others_succeed),
+        let peers = self.peers(record, &outcome);
+        let mut verdict = match &outcome {
+            Ok(answer) => {
+                admit::replayed(Ok((answer.parts.status, &answer.parts.headers)), envelope, case, wait, peers)
+            }
+            Err(error) => admit::replayed(Err(error), None, case, wait, peers),
         };
+        if verdict.rest == Rest::Unauthorized
+            && let Some(newer) = newer
+        {
+            // Another token of the same identity: its own, which lies with it, may still be good.
+            let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            if tokens.get(&record.partition) == Some(&newer) {
+                tokens.remove(&record.partition);
+            }
+            drop(tokens);
+            verdict.rest = Rest::None;
+        }
         self.settle(record, verdict, outcome.ok(), &trace, &config).await;
     }
 
     /// Today's credential: the alias' secret is put in at the moment of sending, below.
-    async fn credential_of(&self, record: &Record) -> Result<Credential, LoadError> {
-        match &record.credential {
-            CredentialRef::Alias(name) => Ok(Credential::Alias(name.clone())),
-            CredentialRef::Passed => {
-                let newer = self
-                    .tokens
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get(&record.partition)
-                    .cloned();
-                match newer {
-                    Some(value) => Ok(Credential::Passed(value)),
-                    None => self.journal.token(record.write_id).await.map(Credential::Passed),
-                }
+    async fn credential_of(
+        &self,
+        record: &Record,
+        newer: Option<&HeaderValue>,
+    ) -> Result<Credential, LoadError> {
+        match (&record.credential, newer) {
+            (CredentialRef::Alias(name), _) => Ok(Credential::Alias(name.clone())),
+            (CredentialRef::Passed, Some(value)) => Ok(Credential::Passed(value.clone())),
+            (CredentialRef::Passed, None) => {
+                self.journal.token(record.write_id).await.map(Credential::Passed)
             }
         }
+    }
+
+    /// The passed credential of its partition that last got a 2xx.
+    fn newer_token(&self, record: &Record) -> Option<HeaderValue> {
+        if record.credential != CredentialRef::Passed {
+            return None;
+        }
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&record.partition).cloned()
     }
 
     /// `sending`, with the attempt counted, is on disk before the first byte leaves; else nothing is sent.
@@ -223,9 +242,11 @@ impl Queue {
                 let row = hub::row_of(&record, &progress, now, "replayer", "sent", None);
                 record.progress = progress;
                 record.audited += 1;
-                let batch = Journal::batch(&record, &With { audit: &[row], ..With::default() });
+                let mut batch = Journal::batch(&record, &With { audit: &[row], ..With::default() });
+                batch.settling();
                 trace.intended.store(true, Ordering::Release);
-                queue.journal.commit(batch).await.map_err(ProxyError::StoreFailed)?;
+                let stored = queue.journal.commit(batch).await;
+                stored.map_err(|error| ProxyError::StoreFailed(error.to_string()))?;
                 let record = Arc::new(record);
                 queue.with(|book| book.change(record.write_id, |entry| entry.record = record.clone()));
                 trace.durable.store(true, Ordering::Release);
@@ -235,15 +256,20 @@ impl Queue {
         })
     }
 
-    /// Whether others of its group succeeded since its own first 5xx.
-    fn others_succeed(&self, record: &Record, outcome: &Result<Answer, ProxyError>) -> bool {
+    /// Whether others of its group succeeded since its own last 5xx, and whether its credential is well.
+    fn peers(&self, record: &Record, outcome: &Result<Answer, ProxyError>) -> Peers {
         let is_error = outcome.as_ref().is_ok_and(|answer| answer.parts.status.is_server_error());
+        let now = self.moment();
         self.with(|book| {
             let successes = book.pace.successes(&record.group);
-            let mark = book.change(record.write_id, |entry| {
-                if is_error { *entry.mark.get_or_insert(successes) } else { successes }
-            });
-            mark.is_some_and(|mark| successes > mark)
+            let mark = is_error
+                .then(|| book.change(record.write_id, |entry| entry.mark.replace(successes)))
+                .flatten()
+                .flatten();
+            Peers {
+                others_succeed: mark.is_some_and(|mark| successes > mark),
+                is_proven: book.pace.is_proven(&bucket(record).0, now),
+            }
         })
     }
 
@@ -303,6 +329,15 @@ impl Queue {
                 is_given_up = record.credential == CredentialRef::Passed
                     && moment.saturating_sub(since) > PASSED_REFUSED;
             }
+            Rest::Forbidden => {
+                if book.pace.forbid(&payer, moment) {
+                    let (who, group) = &payer;
+                    self.alarm(format!(
+                        "Flexport forbids the credential {who} what `{group}` does: these writes wait; change its \
+                         rights and reload, or cancel them"
+                    ));
+                }
+            }
             Rest::All => book.pace.rest_all(moment + STORE_REST),
         });
         if is_given_up {
@@ -310,7 +345,14 @@ impl Queue {
             progress = state::step(&progress, rules, input, now).map_or(progress, |(next, _)| next);
             self.alarm(format!("{} ({id}) is given up: its passed credential is not accepted", record.route));
         }
-        let rest = if effects.backs_off { backoff(config, progress.attempts) } else { Duration::ZERO };
+        let rest = if effects.backs_off {
+            backoff(config, progress.attempts)
+        } else if verdict.rest == Rest::Forbidden {
+            // The next try is another's: should that succeed, this one is forbidden for its own sake.
+            FORBIDDEN
+        } else {
+            Duration::ZERO
+        };
         let is_settled = !progress.state.is_unsettled() || progress.state == State::Unknown;
         let must_store = is_settled || trace.intended.load(Ordering::Acquire) || needs_attempt;
         let headers = answer.as_ref().map(|answer| answer.parts.headers.clone());
@@ -338,8 +380,22 @@ impl Queue {
         if must_store {
             record.audited += 1;
             let forgets_body = matches!(record.progress.state, State::Done);
-            let with = With { answer: body.as_deref(), forgets_body, audit: &[row], ..With::default() };
-            self.persist(Journal::batch(&record, &with), true).await;
+            let with = With {
+                answer: body.as_deref(),
+                forgets_body,
+                audit: std::slice::from_ref(&row),
+                ..With::default()
+            };
+            let mut batch = Journal::batch(&record, &with);
+            batch.settling();
+            if let Err(CommitError::TooLarge(_)) = self.persist(batch, true).await {
+                // The outcome counts more than the answer's words.
+                record.answer = None;
+                let mut batch =
+                    Journal::batch(&record, &With { forgets_body, audit: &[row], ..With::default() });
+                batch.settling();
+                let _ = self.persist(batch, true).await;
+            }
         }
         if effects.touches {
             self.tell_settled(&record, &policy, headers.as_ref());
@@ -377,7 +433,8 @@ impl Queue {
                 .map(|entry| entry.record.clone())
                 .min_by_key(|record| record.seq)
         })?;
-        self.credential_of(&record).await.ok()
+        let newer = self.newer_token(&record);
+        self.credential_of(&record, newer.as_ref()).await.ok()
     }
 }
 

@@ -10,10 +10,10 @@ use crate::config::raw::{OnUnknown, PassthroughWrites};
 use crate::context::{Call, Credential, RequestContext, Upstream, UpstreamRequest, is_safe};
 use crate::error::ProxyError;
 use crate::flexport::problem::{self, Asked};
-use crate::flexport::routes::OrderRule;
+use crate::flexport::routes::{OrderRule, WriteClass};
 use crate::http::headers::{
-    FLEXPORT_VERSION, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED, SEAWALL_DUPLICATE, SEAWALL_ORDER_KEY,
-    SEAWALL_QUEUE, SEAWALL_QUEUE_MAX_AGE, SEAWALL_SOURCE, SEAWALL_WRITE_ID, strip_framing,
+    FLEXPORT_VERSION, IDEMPOTENT_REPLAYED, PREFERENCE_APPLIED, SEAWALL_DUPLICATE, SEAWALL_DURABILITY,
+    SEAWALL_ORDER_KEY, SEAWALL_QUEUE, SEAWALL_QUEUE_MAX_AGE, SEAWALL_SOURCE, SEAWALL_WRITE_ID, strip_framing,
     strip_seawall_request,
 };
 use crate::http::{Body, idempotency, prefer};
@@ -153,14 +153,25 @@ async fn write(
         Read::Whole(bytes) => bytes,
         Read::Long(body) => {
             drop(room);
-            let name = wishes.order.clone().map(Arc::from).or_else(|| match policy.order {
-                OrderRule::Path | OrderRule::Collection => {
-                    Some(order::name(&policy.order, path_of(&ctx.asked.target), &[], WriteId::random()))
+            let name = match (&wishes.order, &policy.order) {
+                (Some(name), _) => Some(Arc::from(name.as_str())),
+                (None, rule @ (OrderRule::Path | OrderRule::Collection)) => {
+                    Some(order::name(rule, path_of(&ctx.asked.target), &[], WriteId::random()))
                 }
-                OrderRule::None | OrderRule::Body { .. } => None,
-            });
+                (None, OrderRule::None) => None,
+                (None, OrderRule::Body { collection, .. }) => {
+                    // Its parent stands in a body that is too long to be read: it may be any that waits.
+                    let prefix = format!("{collection}/");
+                    if let Some(write_id) = queue.with(|book| book.lanes.oldest_in(partition, &prefix)) {
+                        let retry_after = Duration::from_secs(5);
+                        return Err(ProxyError::OrderConflict { write_id, retry_after });
+                    }
+                    None
+                }
+            };
             let request = Request::from_parts(parts, body);
-            return pass_in_order(queue, upstream, ctx, request, name.map(|name| (partition, name))).await;
+            let key = name.map(|name| (partition, name));
+            return pass_in_order(queue, upstream, ctx, request, key, class).await;
         }
     };
     let Some(class) = class else {
@@ -169,7 +180,7 @@ async fn write(
             Arc::from,
         );
         let request = Request::from_parts(parts, Body::from(body));
-        return pass_in_order(queue, upstream, ctx, request, Some((partition, name))).await;
+        return pass_in_order(queue, upstream, ctx, request, Some((partition, name)), None).await;
     };
     clean(&mut parts.headers);
     strip_framing(&mut parts.headers);
@@ -205,9 +216,13 @@ async fn write(
             // Too much in its fields for a record.
             Err(draft) => {
                 body = draft.body;
+                let name = draft.order.map_or_else(
+                    || order::name(&policy.order, path_of(&ctx.asked.target), &body, WriteId::random()),
+                    Arc::from,
+                );
                 let request = Request::from_parts(parts, Body::from(body));
-                let name = order::name(&policy.order, path_of(&ctx.asked.target), &[], WriteId::random());
-                return pass_in_order(queue, upstream, ctx, request, Some((partition, name))).await;
+                let key = Some((partition, name));
+                return pass_in_order(queue, upstream, ctx, request, key, Some(class)).await;
             }
             Ok(Entered::New(live)) => {
                 let key = live.key().to_owned();
@@ -241,8 +256,11 @@ async fn write(
                 let key = queue.key_of(id).unwrap_or_default();
                 return match repeat {
                     Repeat::Unknown if settings.on_unknown != OnUnknown::Accept || wishes.never => {
-                        Err(ProxyError::OutcomeUnknown { write_id: id })
+                        let key = (!key.is_empty()).then(|| key.into());
+                        Err(ProxyError::OutcomeUnknown { write_id: id, key, is_durable: true })
                     }
+                    // Its caller wants no ticket, and the first one must not be overtaken.
+                    Repeat::Ticket if wishes.never => Err(ProxyError::KeyInFlight { write_id: Some(id) }),
                     Repeat::Answer => {
                         let mut response = queue.stored_answer(id, &ctx.asked).await?;
                         let headers = response.headers_mut();
@@ -264,12 +282,27 @@ async fn pass_in_order(
     ctx: Arc<RequestContext>,
     request: Request<Body>,
     key: Option<Key>,
+    class: Option<WriteClass>,
 ) -> Result<Response<Body>, ProxyError> {
-    let Some(key) = key else { return pass(upstream, ctx, request).await };
-    let seat = Seat::take(queue, key);
-    seat.wait(&ctx).await?;
-    let answer = pass(upstream, ctx, request).await;
+    let has_no_intent = class.is_some_and(WriteClass::creates);
+    if has_no_intent {
+        queue.metrics.queue_not_durable.inc();
+    }
+    let seat = match key {
+        Some(key) => {
+            let seat = Seat::take(queue, key);
+            seat.wait(&ctx).await?;
+            Some(seat)
+        }
+        None => None,
+    };
+    let mut answer = pass(upstream, ctx, request).await;
     drop(seat);
+    if let Ok(response) = &mut answer
+        && has_no_intent
+    {
+        response.headers_mut().insert(SEAWALL_DURABILITY, HeaderValue::from_static("none"));
+    }
     answer
 }
 

@@ -44,7 +44,7 @@ pub struct Progress {
     /// Attempts whose bytes may have left.
     #[serde(default)]
     pub attempts: u32,
-    /// Those of them that were answered with a 5xx.
+    /// Those of them that were answered with a 5xx while others of its group succeeded.
     #[serde(default)]
     pub server_errors: u32,
     /// Whether an attempt may have been applied without our knowing.
@@ -76,7 +76,7 @@ pub struct Rules {
     pub blocks_behind_unknown: bool,
     /// Whether it blocks its order when dead.
     pub blocks_behind_dead: bool,
-    /// Answered 5xx after which it is dead, when others succeed.
+    /// Answered 5xx after which it is dead, each while others succeed.
     pub max_server_errors: u32,
 }
 
@@ -98,7 +98,7 @@ pub enum Input {
         reason: Reason,
         /// The answer that says nothing for certain.
         status: Option<u16>,
-        /// Whether others of its group succeed meanwhile.
+        /// Whether others of its group succeeded since its last 5xx.
         others_succeed: bool,
     },
     /// Flexport took it.
@@ -284,7 +284,8 @@ pub fn step(
             to.reason = Some(reason);
             to.status = status;
             effects.touches = true;
-            if status.is_some() {
+            // In an outage every write is answered so: only what fails while others succeed tells against it.
+            if status.is_some() && others_succeed {
                 to.server_errors += 1;
             }
             if !rules.replayable {

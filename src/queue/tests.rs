@@ -600,7 +600,46 @@ async fn nothing_is_sent_from_a_store_that_came_back_older() {
     assert_eq!(rig.world.arrivals().len(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_came_back_older_is_looked_at_until_that_is_stored() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let patch = rig.patch("/shipments/1", "{}", &[]).await.id();
+    let store = rig.store.crash();
+    let mut mark = crate::store::Batch::new();
+    mark.put(Tree::Meta, crate::store::ROLLED_BACK, [1]);
+    store.commit(mark).await.unwrap();
+    store.set_failed(true);
+    let rig = Rig::open(store, Arc::default(), Settings::default(), true).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(matches!(rig.queue.release(patch, "ann", "go").await, Err(ProxyError::Conflict { .. })));
+    // The next start does not see it in the numbers, but in the mark.
+    let rig = Rig::open(rig.store.crash(), Arc::default(), Settings::default(), false).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(rig.world.arrivals().is_empty());
+    assert!(rig.queue.get(patch).await.unwrap().is_held);
+    assert_eq!(rig.store.get(Tree::Meta, crate::store::ROLLED_BACK).unwrap(), None);
+    rig.queue.release(patch, "ann", "nothing newer").await.unwrap();
+    rig.until(patch, State::Done).await;
+}
+
 // --- order ---
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_now_keeps_its_place_before_newer_ones() {
+    let rig = Rig::new().await;
+    let start = u64::try_from(rig.clock.now().as_microsecond()).unwrap();
+    rig.world.always(Some(Act::Refuse(open())));
+    let old = rig.patch("/shipments/1", "1", &[]).await.id();
+    let seq = |rig: &Rig, id| rig.queue.with(|book| book.get(id).map(|entry| entry.record.seq));
+    let store = rig.store.crash();
+    store.make_unreadable(Tree::Rec, old.as_bytes());
+    let rig = Rig::on(store, rig.world.clone(), Settings::default()).await;
+    assert_eq!(rig.state(old), None);
+    let new = rig.patch("/shipments/1", "2", &[]).await.id();
+    // Places follow the wall clock over restarts, so they are above all that may lie there unread.
+    assert!(seq(&rig, new).unwrap() >= start);
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_newer_write_is_not_overtaken_by_an_older_one_that_timed_out() {
@@ -695,6 +734,38 @@ async fn an_unknown_line_item_blocks_its_booking_until_resolved() {
     assert_eq!(rig.world.bodies().len(), 5);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_too_long_for_a_record_does_not_overtake_its_order() {
+    let rig = Rig::new().await;
+    rig.world.next(Act::Refuse(open()));
+    rig.world.always(Some(Act::Hold(Arc::new(Notify::new()))));
+    let first = rig.post("/booking_line_items", r#"{"booking_id":5,"n":1}"#, &[]).await;
+    assert_eq!(first.status, 202);
+    // Its fields are too long: the parent is known.
+    let long = "x".repeat(11 * 1024);
+    let with = [("x-long", long.as_str())];
+    let same = rig.post("/booking_line_items", r#"{"booking_id":5,"n":2}"#, &with).await;
+    assert_eq!((same.status, same.id()), (409, first.id()));
+    // Its body is too long: it may be the parent.
+    let body = format!("{{\"x\":\"{}\"}}", "x".repeat(1 << 20));
+    assert_eq!(rig.post("/booking_line_items", &body, &[]).await.status, 409);
+    rig.world.always(None);
+    rig.world.acts.lock().unwrap().clear();
+    let other = rig.post("/booking_line_items", r#"{"booking_id":6,"n":2}"#, &with).await;
+    assert_eq!((other.status, other.field("seawall-durability")), (200, Some("none")));
+    let patch = rig.patch("/shipments/1", "{}", &with).await;
+    assert_eq!((patch.status, patch.field("seawall-durability")), (200, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wants_no_ticket_gets_none_for_a_repeat() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let id = rig.post("/bookings", "{}", &[]).await.id();
+    let never = rig.post("/bookings", "{}", &[("seawall-queue", "never")]).await;
+    assert_eq!((never.status, never.id()), (409, id));
+}
+
 // --- callers leave ---
 
 #[tokio::test(start_paused = true)]
@@ -762,7 +833,7 @@ async fn answers_that_say_not_now_are_not_remembered() {
     assert_eq!(rig.world.arrivals().len(), 3);
     // Of the first nothing is left on disk.
     let rig = rig.restart().await;
-    assert_eq!(rig.queue.list(&Filter::default()).writes.len(), 2);
+    assert_eq!(rig.queue.with(|book| book.iter().count()), 2);
 }
 
 // --- the disk fails ---
@@ -793,6 +864,39 @@ async fn without_a_durable_record_there_is_never_a_202() {
     let rig = rig.restart().await;
     assert_eq!(rig.state(doubt.id()), Some(State::Unknown), "it reached the disk when that was well again");
     assert_eq!(rig.world.arrivals().len(), arrivals);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_is_told_of_no_ticket_that_is_not_on_disk() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    rig.store.hold();
+    let with = [("idempotency-key", "k")];
+    let first = rig.start(rig.request(Method::POST, "/bookings", "{}", &with));
+    rig.settle().await;
+    let twin = rig.start(rig.request(Method::POST, "/bookings", "{}", &[]));
+    rig.settle().await;
+    let same = rig.post("/bookings", "{}", &with).await;
+    assert!(matches!(same.error, Some(ProxyError::KeyInFlight { .. })), "{same:?}");
+    assert!(!twin.is_finished() && !first.is_finished());
+    rig.store.release();
+    let (first, twin) = (first.await.unwrap(), twin.await.unwrap());
+    assert_eq!((first.status, twin.status), (202, 202));
+    assert_eq!(first.id(), twin.id());
+    // What could not be stored is no ticket of its twin's either.
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    rig.store.hold();
+    let first = rig.start(rig.request(Method::POST, "/bookings", "{}", &[]));
+    rig.settle().await;
+    let twin = rig.start(rig.request(Method::POST, "/bookings", "{}", &[]));
+    rig.settle().await;
+    rig.store.fail_next(1);
+    rig.store.release();
+    assert_eq!(first.await.unwrap().status, 507);
+    let twin = twin.await.unwrap();
+    assert_eq!(twin.status, 202);
+    assert_eq!(rig.state(twin.id()), Some(State::Pending));
 }
 
 #[tokio::test(start_paused = true)]
@@ -862,7 +966,98 @@ async fn a_lost_body_is_dead_and_the_rest_goes_on() {
     assert_eq!(rig.world.bodies(), ["2"]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_for_long_holds_no_tasks_and_no_answers_in_memory() {
+    let rig = Rig::new().await;
+    rig.store.set_failed(true);
+    for number in 0..20 {
+        let sent = rig.post("/bookings", &format!("{{\"n\":{number}}}"), &[]).await;
+        assert_eq!((sent.status, sent.field("seawall-durability")), (200, Some("none")));
+    }
+    rig.settle().await;
+    assert!(rig.queue.writes.is_empty(), "no task waits for the store");
+    // A repeat within a minute still finds its answer.
+    let twin = rig.post("/bookings", "{\"n\":19}", &[]).await;
+    assert_eq!((twin.status, twin.field("idempotent-replayed")), (200, Some("true")));
+    assert_eq!(rig.queue.with(|book| book.iter().count()), 20);
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    assert_eq!(rig.queue.with(|book| book.iter().count()), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_takes_what_settles_and_nothing_new() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let id = rig.post("/bookings", "{}", &[]).await.id();
+    let other = rig.patch("/shipments/1", "{}", &[]).await.id();
+    rig.store.set_full(true);
+    assert_eq!(rig.patch("/shipments/2", "{}", &[]).await.status, 507);
+    rig.queue.cancel(other, "ann", "not wanted").await.unwrap();
+    rig.world.always(None);
+    rig.changes.send(1).unwrap();
+    rig.until(id, State::Done).await;
+    let rig = rig.restart().await;
+    assert_eq!((rig.state(id), rig.state(other)), (Some(State::Done), Some(State::Cancelled)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_the_store_did_not_answer_is_taken_when_it_does() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let id = rig.post("/bookings", "{}", &[]).await.id();
+    rig.store.hold();
+    let cancelled = rig.queue.cancel(id, "ann", "not wanted").await;
+    assert!(matches!(cancelled, Err(ProxyError::StoreFailed(_))), "{cancelled:?}");
+    rig.world.always(None);
+    rig.changes.send(1).unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(rig.world.arrivals().is_empty(), "it may be cancelled on disk");
+    rig.store.release();
+    rig.until(id, State::Cancelled).await;
+    let rig = rig.restart().await;
+    assert_eq!(rig.state(id), Some(State::Cancelled));
+    assert!(rig.world.arrivals().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_of_live_writes_are_no_tickets() {
+    let rig = Rig::new().await;
+    rig.world.next(Act::Answer(422, &[], "no"));
+    let with = [("idempotency-key", "k")];
+    assert_eq!(rig.post("/bookings", "{}", &with).await.status, 422);
+    assert_eq!(rig.post("/bookings", "{\"b\":1}", &[]).await.status, 200);
+    rig.settle().await;
+    assert!(rig.queue.list(&Filter::default()).writes.is_empty());
+    assert!(rig.queue.stats().depth.values().all(|depth| *depth == 0));
+    let id = rig.post("/bookings", "{}", &with).await.id();
+    let refused = rig.queue.resolve(id, Verdict::NotApplied, None, "ann", "again").await;
+    assert!(matches!(refused, Err(ProxyError::Conflict { .. })), "{refused:?}");
+    assert!(rig.queue.retry(id, "ann", "again").await.is_err());
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(rig.world.arrivals().len(), 2);
+}
+
 // --- replay ---
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_token_that_is_refused_gives_way_to_the_records_own() {
+    let rig = Rig::new().await;
+    let post = |token: &'static str, body| {
+        let passed = Credential::Passed(HeaderValue::from_static(token));
+        rig.request_as(passed, Method::POST, "/bookings", body, &[])
+    };
+    rig.world.next(Act::Refuse(open()));
+    let id = Sent::of(rig.send(post("Bearer mine", "{}")).await).await.id();
+    // Another token of the same identity, which may do less.
+    let partition = PARTITION;
+    rig.queue.tokens.lock().unwrap().insert(partition, HeaderValue::from_static("Bearer other"));
+    rig.world.next(Act::Answer(401, &[], ""));
+    rig.changes.send(1).unwrap();
+    rig.until(id, State::Done).await;
+    let tokens: Vec<_> = rig.world.arrivals().into_iter().map(|one| one.token.unwrap()).collect();
+    assert_eq!(tokens, ["Bearer other", "Bearer mine"]);
+    assert!(rig.queue.stats().paused.is_empty());
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_429_pauses_the_credential_and_uses_no_attempt() {
@@ -940,6 +1135,8 @@ async fn final_refusals_are_dead_and_keep_flexports_answer() {
         (501, record::Reason::Rejected),
     ] {
         let rig = Rig::new().await;
+        // The credential is well.
+        assert_eq!(rig.patch("/shipments/1", "{}", &[]).await.status, 200);
         rig.world.next(Act::Refuse(open()));
         rig.world.next(Act::Answer(status, &[("content-type", "text/plain")], "why"));
         let id = rig.post("/bookings", "{}", &[]).await.id();
@@ -951,8 +1148,62 @@ async fn final_refusals_are_dead_and_keep_flexports_answer() {
         assert_eq!((result.status, &*result.body), (status, &b"why"[..]));
         rig.queue.retry(id, "ann", "fixed").await.unwrap();
         rig.until(id, State::Done).await;
-        assert_eq!(rig.world.arrivals().len(), 2);
+        assert_eq!(rig.world.arrivals().len(), 3);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_403_of_a_credential_that_nothing_proves_pauses_its_group() {
+    let rig = Rig::new().await;
+    rig.world.next(Act::Refuse(open()));
+    rig.world.always(Some(Act::Answer(403, &[], "")));
+    let id = rig.post("/bookings", "{}", &[]).await.id();
+    rig.changes.send(1).unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let ticket = rig.queue.get(id).await.unwrap();
+    assert_eq!((ticket.state, ticket.attempts), (State::Pending, 0), "nothing dies");
+    assert_eq!(rig.queue.stats().paused[0].reason, "forbidden");
+    let tried = rig.world.arrivals().len();
+    assert!((50..70).contains(&tried), "{tried}");
+    rig.world.always(None);
+    *rig.snapshot.lock().unwrap() = snapshot(Settings::default(), 2);
+    let before = rig.clock.now();
+    rig.until(id, State::Done).await;
+    assert!(crate::clock::since(rig.clock.now(), before) < Duration::from_secs(30));
+    assert!(rig.queue.stats().paused.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_write_that_is_forbidden_does_not_hold_up_the_others() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let bad = rig.patch("/shipments/1", "bad", &[]).await.id();
+    let good = rig.patch("/shipments/2", "good", &[]).await.id();
+    for act in [Act::Answer(403, &[], ""), Act::Answer(200, &[], "{}"), Act::Answer(403, &[], "")] {
+        rig.world.next(act);
+    }
+    rig.changes.send(1).unwrap();
+    rig.until(bad, State::Dead).await;
+    assert_eq!(rig.state(good), Some(State::Done));
+    assert_eq!(rig.world.bodies(), ["bad", "good", "bad"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_has_sent_again_gets_its_time_anew() {
+    let rig = Rig::new().await;
+    rig.world.next(Act::Fail(ProxyError::HeadTimeout));
+    let id = rig.post("/bookings", "{}", &[]).await.id();
+    tokio::time::sleep(Duration::from_secs(80 * 3600)).await;
+    rig.world.always(Some(Act::Refuse(open())));
+    rig.queue.resolve(id, Verdict::NotApplied, None, "ann", "looked it up").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(71 * 3600)).await;
+    assert_eq!(rig.state(id), Some(State::Pending));
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    assert_eq!(rig.state(id), Some(State::Expired));
+    rig.queue.retry(id, "ann", "still wanted").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    rig.world.always(None);
+    rig.until(id, State::Done).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -977,9 +1228,18 @@ async fn poison_dies_while_others_succeed_and_keeps_waiting_in_an_outage() {
     tokio::time::sleep(Duration::from_secs(6 * 3600)).await;
     assert_eq!(rig.state(id), Some(State::Waiting));
     assert!(rig.queue.get(id).await.unwrap().attempts > 8);
-    // Another shipment succeeds between the attempts of this one.
-    rig.world.next(Act::Answer(200, &[], "{}"));
-    assert_eq!(rig.patch("/shipments/2", "good", &[]).await.status, 200);
+    // Another shipment succeeds between the attempts of this one: one such success says little.
+    let succeed = || async {
+        rig.world.next(Act::Answer(200, &[], "{}"));
+        assert_eq!(rig.patch("/shipments/2", "good", &[]).await.status, 200);
+    };
+    succeed().await;
+    tokio::time::sleep(Duration::from_secs(6 * 3600)).await;
+    assert_eq!(rig.state(id), Some(State::Waiting));
+    for _ in 0..7 {
+        succeed().await;
+        tokio::time::sleep(Duration::from_secs(1800)).await;
+    }
     rig.until(id, State::Dead).await;
     assert_eq!(rig.queue.get(id).await.unwrap().reason, Some(record::Reason::Poison));
 }
@@ -1083,6 +1343,20 @@ async fn a_body_above_the_cap_streams_through_and_is_not_queued() {
 // --- the end ---
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_comes_within_the_drains_grace_is_served() {
+    let rig = Rig::new().await;
+    let before = Instant::now();
+    rig.queue.drain(before + Duration::from_secs(30)).await;
+    assert!(before.elapsed() < Duration::from_secs(1), "nothing is in flight");
+    assert_eq!(rig.post("/bookings", "{}", &[]).await.status, 200);
+    rig.world.always(Some(Act::Hold(Arc::new(Notify::new()))));
+    let late = rig.start(rig.request(Method::PATCH, "/shipments/1", "{}", &[]));
+    rig.settle().await;
+    rig.queue.finish().await;
+    assert_eq!(late.await.unwrap().status, 202);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_drain_makes_what_is_in_flight_durable() {
     let mut settings = Settings::default();
     settings.server.drain.grace = Span(Duration::from_secs(1));
@@ -1096,6 +1370,7 @@ async fn the_drain_makes_what_is_in_flight_durable() {
     rig.queue.drain(Instant::now() + Duration::from_secs(1)).await;
     let (patch, booking, behind) = (patch.await.unwrap(), booking.await.unwrap(), behind.await.unwrap());
     assert_eq!((patch.status, booking.status, behind.status), (202, 504, 202));
+    assert!(booking.field("idempotency-key").is_some());
     let rig = rig.restart().await;
     rig.world.always(None);
     assert_eq!(rig.state(booking.id()), Some(State::Unknown));

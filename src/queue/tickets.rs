@@ -137,7 +137,7 @@ pub struct Stats {
 pub struct PausedView {
     /// The credential or the group.
     pub name: String,
-    /// `unauthorized`, `rate_limited` or `refused`.
+    /// `unauthorized`, `forbidden`, `rate_limited` or `refused`.
     pub reason: &'static str,
     /// Seconds until it is tried again.
     pub seconds: u64,
@@ -164,7 +164,7 @@ impl Queue {
         self.with(|book| {
             let mut found: Vec<_> = book
                 .iter()
-                .filter(|entry| !entry.live)
+                .filter(|entry| !entry.live && !entry.is_answer_only())
                 .filter(|entry| filter.state.is_none_or(|state| entry.state() == state))
                 .filter(|entry| filter.route.as_deref().is_none_or(|route| &*entry.record.route == route))
                 .filter(|entry| filter.order_key.as_deref().is_none_or(|key| &*entry.record.order == key))
@@ -324,14 +324,17 @@ impl Queue {
             oldest_seconds: book.oldest().map_or(0, |at| clock::since(now, at).as_secs()),
             live: book.iter().filter(|entry| entry.live).count(),
             replaying: book.pace.in_flight(),
-            paused: book
-                .pace
-                .paused(moment)
+            paused: (book.pace.paused(moment))
                 .map(|(payer, pause)| PausedView {
                     name: payer.to_string(),
                     reason: if pause.is_unauthorized { "unauthorized" } else { "rate_limited" },
                     seconds: seconds(pause.until),
                 })
+                .chain(book.pace.forbidden().map(|((payer, group), until)| PausedView {
+                    name: format!("{payer} in {group}"),
+                    reason: "forbidden",
+                    seconds: seconds(until),
+                }))
                 .collect(),
             resting: book
                 .pace

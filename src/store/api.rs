@@ -26,6 +26,10 @@ pub const MAX_CHUNK: usize = MAX_VALUE - seal::OVERHEAD;
 /// The most bytes of keys and values in one batch: a 16 MiB document and its records, with room.
 pub const MAX_BATCH: usize = 24 * 1024 * 1024;
 
+/// Key in [`Tree::Meta`]: the store came back older than it was, and what that means for its records is not settled.
+/// The store puts it with its first write; who keeps records deletes it with the last record that it has looked at.
+pub const ROLLED_BACK: &[u8] = b"rolled_back";
+
 /// One of the fixed trees.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug)]
 pub enum Tree {
@@ -52,6 +56,7 @@ pub enum Tree {
 pub struct Batch {
     pub(super) changes: Vec<Change>,
     pub(super) bytes: usize,
+    pub(super) is_settling: bool,
 }
 
 #[derive(Clone)]
@@ -262,6 +267,12 @@ impl Batch {
         Batch::default()
     }
 
+    /// Says that it changes or deletes only what is there: it may use space that is kept from what is new.
+    pub fn settling(&mut self) -> &mut Batch {
+        self.is_settling = true;
+        self
+    }
+
     /// Writes a value.
     pub fn put(&mut self, tree: Tree, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> &mut Batch {
         self.push(tree, key.into(), Some(value.into()))
@@ -272,7 +283,7 @@ impl Batch {
         self.push(tree, key.into(), None)
     }
 
-    /// Adds all changes of another batch behind these.
+    /// Adds all changes of another batch behind these; it stays as settling as it is.
     pub fn append(&mut self, other: Batch) -> &mut Batch {
         self.bytes += other.bytes;
         self.changes.extend(other.changes);
@@ -323,7 +334,11 @@ impl Batch {
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Values are callers' data: counted, never shown.
-        f.debug_struct("Batch").field("changes", &self.changes.len()).field("bytes", &self.bytes).finish()
+        f.debug_struct("Batch")
+            .field("changes", &self.changes.len())
+            .field("bytes", &self.bytes)
+            .field("is_settling", &self.is_settling)
+            .finish()
     }
 }
 

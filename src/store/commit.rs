@@ -70,6 +70,8 @@ pub(super) struct Committer {
     /// The number of the last group.
     number: u64,
     last: Sequence,
+    /// What the first write carries before all else.
+    first: Option<Entry>,
     has_written: bool,
     rotate_not_before: Option<Instant>,
 }
@@ -89,13 +91,21 @@ struct NotReplaced {
 const GROUP_BYTES: usize = 4 * 1024 * 1024;
 /// Room that a fresh epoch needs beyond its data.
 const EPOCH_ROOM: u64 = 8 * 1024 * 1024;
+/// What settles older things may use the watermark's space but for this part of it.
+const SETTLING_SHARE: u64 = 4;
 /// How long to leave a rotation that failed.
 const ROTATE_AGAIN: Duration = Duration::from_secs(60);
 
 // === impl Committer ===
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, next_epoch: u64, number: u64, last: Sequence) -> Committer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        next_epoch: u64,
+        number: u64,
+        last: Sequence,
+        first: Option<Entry>,
+    ) -> Committer {
         Committer {
             shared,
             state: State::Working,
@@ -103,6 +113,7 @@ impl Committer {
             expected: 1,
             number,
             last,
+            first,
             has_written: false,
             rotate_not_before: None,
         }
@@ -198,7 +209,32 @@ impl Committer {
         group
     }
 
+    /// Refuses what there is no space for; gives the rest.
+    fn fitting(&self, group: Vec<Commit>) -> Vec<Commit> {
+        let (error, spares_settling) = match self.space() {
+            Ok(None) => return group,
+            Ok(Some(error)) => (error, true),
+            Err(error) => (error, false),
+        };
+        let (kept, refused): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|commit| spares_settling && commit.batch.is_settling);
+        if refused.is_empty() {
+            return kept;
+        }
+        self.shared.stats.refused.fetch_add(refused.len() as u64, Relaxed);
+        let _ = self.shared.options.io.at(Step::Answer, &self.shared.dir);
+        for Commit { answer, slot, .. } in refused {
+            drop(slot);
+            let _ = answer.send(Err(error.clone()));
+        }
+        kept
+    }
+
     fn commit(&mut self, group: Vec<Commit>) {
+        let group = self.fitting(group);
+        if group.is_empty() {
+            return;
+        }
         let mut answers = Vec::with_capacity(group.len());
         let mut entries = Vec::new();
         let mut is_sealed = true;
@@ -238,13 +274,17 @@ impl Committer {
 
     /// Makes the changes durable, in the epoch at hand or, where that fails, in a fresh one.
     fn write(&mut self, mut entries: Vec<Entry>) -> Result<(), StoreError> {
-        self.check_space()?;
         self.ensure_working()?;
         self.number += 1;
         let number = self.shared.sealer.seal(INTERNAL, &SEQUENCE[1..], &self.number.to_be_bytes());
         let Some(number) = number else { return Err(self.error("the system gives no random numbers")) };
         entries.push(Entry { key: SEQUENCE.into(), value: Some(number.into()) });
+        if let Some(first) = &self.first {
+            // A change of the same key in this group is younger.
+            entries.insert(0, first.clone());
+        }
         self.write_somewhere(&entries)?;
+        self.first = None;
         self.last.note(self.number);
         Ok(())
     }
@@ -278,7 +318,9 @@ impl Committer {
         Ok(())
     }
 
-    fn check_space(&self) -> Result<(), StoreError> {
+    /// Whether there is space: `Ok(Some)` says why what is new is refused, while what settles older things may still
+    /// use the last of it.
+    fn space(&self) -> Result<Option<StoreError>, StoreError> {
         let Shared { dir, options, stats, .. } = &*self.shared;
         let free = options
             .io
@@ -289,15 +331,17 @@ impl Committer {
         if stats.is_low.swap(is_low, Relaxed) != is_low {
             let path = dir.display();
             if is_low {
-                tracing::error!(%path, free, needed = options.min_free_bytes, "too little space: nothing is stored");
+                tracing::error!(%path, free, needed = options.min_free_bytes, "too little space: nothing new is stored");
             } else {
                 tracing::info!(%path, free, "there is space again");
             }
         }
-        if is_low {
-            return Err(StoreError::NoSpace { path: dir.clone(), free, needed: options.min_free_bytes });
+        if !is_low {
+            return Ok(None);
         }
-        Ok(())
+        let error = |needed| StoreError::NoSpace { path: dir.clone(), free, needed };
+        let floor = options.min_free_bytes / SETTLING_SHARE;
+        if free < floor { Err(error(floor)) } else { Ok(Some(error(options.min_free_bytes))) }
     }
 
     // --- failure and rescue
@@ -383,7 +427,8 @@ impl Committer {
         let before = |reason: String| NotReplaced { reason, is_switched: false };
         let Some(old) = current.load_full() else { return Err(before("the store is closed".into())) };
         let live = stats.live_bytes.load(Relaxed);
-        let needed = live + live / 2 + EPOCH_ROOM + options.min_free_bytes;
+        // Not the watermark as well: a copy gives space back, and without one nothing would be settled any more.
+        let needed = live + live / 2 + EPOCH_ROOM;
         let free = options.io.free_bytes(dir).map_err(|error| before(error.to_string()))?;
         if free < needed {
             return Err(before(format!("{free} bytes are free, a copy needs {needed}")));
@@ -438,7 +483,9 @@ impl Committer {
     fn beat(&mut self) {
         if !mem::take(&mut self.has_written) {
             // A failure is in the health and in the log already.
-            let _ = self.write(Vec::new());
+            if matches!(self.space(), Ok(None)) {
+                let _ = self.write(Vec::new());
+            }
             self.has_written = false;
         }
         let Some(epoch) = self.shared.current.load_full() else { return };

@@ -55,7 +55,7 @@ impl MemStore {
         self.lock().is_failed = is_failed;
     }
 
-    /// Lets the volume be full, or no longer.
+    /// Lets the volume be full for all but what settles, or no longer.
     pub fn set_full(&self, is_full: bool) {
         self.lock().is_full = is_full;
     }
@@ -107,7 +107,7 @@ impl fmt::Debug for MemStore {
 
 impl Inner {
     fn apply(&mut self, batch: Batch) -> Result<(), StoreError> {
-        if let Err(error) = self.may_write() {
+        if let Err(error) = self.may_write(batch.is_settling) {
             self.refused += 1;
             return Err(error);
         }
@@ -122,11 +122,11 @@ impl Inner {
         Ok(())
     }
 
-    fn may_write(&mut self) -> Result<(), StoreError> {
+    fn may_write(&mut self, is_settling: bool) -> Result<(), StoreError> {
         if self.is_closed {
             return Err(StoreError::Closed { path: path() });
         }
-        if self.is_full {
+        if self.is_full && !is_settling {
             return Err(StoreError::NoSpace { path: path(), free: 0, needed: 1 });
         }
         if self.is_failed || self.fail_next > 0 {
@@ -225,7 +225,7 @@ impl Store for MemStore {
 
     fn rotate(&self) -> BoxFuture<Result<Rotation, StoreError>> {
         let mut inner = self.lock();
-        let result = inner.may_write().map(|()| {
+        let result = inner.may_write(true).map(|()| {
             inner.rotations += 1;
             Rotation { from: inner.rotations, to: inner.rotations + 1, disk_before: 0, disk_after: 0 }
         });

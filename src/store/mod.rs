@@ -47,8 +47,8 @@ mod tests;
 mod volume;
 
 pub use api::{
-    Batch, BoxFuture, Found, MAX_BATCH, MAX_CHUNK, MAX_KEY, MAX_VALUE, OpenError, Rotation, Store,
-    StoreError, Tree, chunks,
+    Batch, BoxFuture, Found, MAX_BATCH, MAX_CHUNK, MAX_KEY, MAX_VALUE, OpenError, ROLLED_BACK, Rotation,
+    Store, StoreError, Tree, chunks,
 };
 pub use io::{Io, RealIo, Step};
 pub use keys::{Given, KeyError, Keys};

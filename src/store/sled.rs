@@ -16,9 +16,10 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
-    Alarm, Batch, BoxFuture, Found, Health, Io, Keys, OpenError, RealIo, Rotation, Store, StoreError, Tree,
+    Alarm, Batch, BoxFuture, Found, Health, Io, Keys, OpenError, ROLLED_BACK, RealIo, Rotation, Store,
+    StoreError, Tree,
     commit::{Commit, Committer, Job, Shared, Visit},
-    epoch::{Current, Epoch, Folder, INTERNAL, SEQUENCE, prefixed},
+    epoch::{Current, Entry, Epoch, Folder, INTERNAL, SEQUENCE, prefixed},
     fs,
     recover::Ladder,
     schema,
@@ -108,7 +109,8 @@ impl Options {
 
 impl OpenReport {
     /// Whether the database came back older than it was acknowledged to be. What was settled may be pending again, so
-    /// nothing that could take effect twice may be sent before a human looked.
+    /// nothing that could take effect twice may be sent before a human looked. Only this start tells it; the value
+    /// under [`ROLLED_BACK`] tells it until somebody deletes it.
     pub fn is_rolled_back(&self) -> bool {
         self.alarms.iter().any(|alarm| matches!(alarm, Alarm::RolledBack { .. }))
     }
@@ -148,6 +150,18 @@ impl SledStore {
             alarms.push(Alarm::RolledBack { path: epoch.path.clone(), expected, found });
         }
         let number = number.max(noted).unwrap_or(0);
+        // The numbers agree again after the first write, so that write says it from then on.
+        let is_rolled_back = alarms.iter().any(|alarm| matches!(alarm, Alarm::RolledBack { .. }));
+        let mark = if is_rolled_back {
+            let value = sealer.seal(Tree::Meta.byte(), ROLLED_BACK, &[1]);
+            let value = value.ok_or_else(|| OpenError::Unusable {
+                path: dir.to_owned(),
+                reason: "the system gives no random numbers".to_owned(),
+            })?;
+            Some(Entry { key: prefixed(Tree::Meta.byte(), ROLLED_BACK).into(), value: Some(value.into()) })
+        } else {
+            None
+        };
         let next_epoch = folder.next_number().map_err(OpenError::io("list", dir))?;
         let stats = Stats::new();
         stats.live_bytes.store(live_bytes, Relaxed);
@@ -172,7 +186,7 @@ impl SledStore {
             options,
         });
         let (jobs, receiver) = channel();
-        start(Committer::new(shared.clone(), next_epoch, number, last), receiver, dir)?;
+        start(Committer::new(shared.clone(), next_epoch, number, last, mark), receiver, dir)?;
         Ok((SledStore { shared, jobs, slots }, report))
     }
 

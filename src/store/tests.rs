@@ -434,6 +434,30 @@ async fn without_space_sled_is_not_touched() {
 }
 
 #[tokio::test]
+async fn with_little_space_only_what_settles_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _, probe) = open(dir.path());
+    store.commit(put("a", "1")).await.unwrap();
+    let watermark = options(&probe).min_free_bytes;
+    probe.free.store(watermark / 2, SeqCst);
+    let settling = || {
+        let mut batch = put("a", "2");
+        batch.settling();
+        batch
+    };
+    let (new, old) = tokio::join!(store.commit(put("b", "1")), store.commit(settling()));
+    assert!(matches!(new, Err(StoreError::NoSpace { .. })));
+    old.unwrap();
+    assert_eq!(store.get(Tree::Rec, b"a").unwrap().as_deref(), Some(&b"2"[..]));
+    assert!(store.health().low_space);
+    // A copy gives space back.
+    store.rotate().await.unwrap();
+    probe.free.store(watermark / 8, SeqCst);
+    assert!(matches!(store.commit(settling()).await, Err(StoreError::NoSpace { .. })));
+    store.close().await;
+}
+
+#[tokio::test]
 async fn blob_files_are_an_alarm() {
     let dir = tempfile::tempdir().unwrap();
     let probe = Probe::new();
@@ -736,6 +760,14 @@ async fn a_log_that_was_cut_by_damage_is_noticed() {
     drop(again);
     let (again, report, _) = open(killed.path());
     assert!(report.alarms.is_empty(), "told once: {report:?}");
+    assert!(again.get(Tree::Meta, ROLLED_BACK).unwrap().is_some(), "and marked until it is settled");
+    let mut batch = Batch::new();
+    batch.delete(Tree::Meta, ROLLED_BACK);
+    again.commit(batch).await.unwrap();
+    again.close().await;
+    drop(again);
+    let (again, ..) = open(killed.path());
+    assert!(again.get(Tree::Meta, ROLLED_BACK).unwrap().is_none());
     again.close().await;
     store.close().await;
 }

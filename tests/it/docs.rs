@@ -24,7 +24,7 @@ fn all() -> Vec<ProxyError> {
         ProxyError::BadRequest { field: "x", message: text() },
         ProxyError::QueueFull { what: text(), retry_after },
         ProxyError::StoreFailed(text()),
-        ProxyError::OutcomeUnknown { write_id },
+        ProxyError::OutcomeUnknown { write_id, key: None, is_durable: true },
         ProxyError::OrderConflict { write_id, retry_after },
         ProxyError::KeyReused,
         ProxyError::KeyInFlight { write_id: None },
