@@ -18,8 +18,10 @@ pub struct PartitionId(pub [u8; 16]);
 pub struct OwnerId(pub [u8; 16]);
 
 /// A fresh request id: 32 hexadecimal digits.
-pub fn request_id() -> String {
-    uuid::Uuid::new_v4().simple().to_string()
+pub fn request_id() -> http::HeaderValue {
+    let mut digits = [0; uuid::fmt::Simple::LENGTH];
+    let text = uuid::Uuid::new_v4().simple().encode_lower(&mut digits);
+    http::HeaderValue::from_str(text).expect("hexadecimal digits")
 }
 
 /// A fresh idempotency key for a write that came without one.

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 
 /// What a fill has to do.
 pub(crate) struct Errand {
@@ -65,9 +65,9 @@ struct Resumed {
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Runs an errand to its end.
-pub(crate) async fn run(cache: Arc<Cache>, upstream: Upstream, mut errand: Errand) -> Led {
+pub(crate) async fn run(cache: Arc<Cache>, mut upstream: Upstream, mut errand: Errand) -> Led {
     let landing = errand.landing.take();
-    let (led, sharing) = cache.ask(&upstream, &errand).await;
+    let (led, sharing) = cache.ask(&mut upstream, &errand).await;
     if let Some(landing) = landing {
         landing.land(match &led {
             Led::Shared(outcome) if sharing != Sharing::No => outcome.clone(),
@@ -80,9 +80,13 @@ pub(crate) async fn run(cache: Arc<Cache>, upstream: Upstream, mut errand: Erran
     led
 }
 
+async fn send(upstream: &mut Upstream, request: UpstreamRequest) -> Result<Response<Body>, ProxyError> {
+    upstream.ready().await?.call(request).await
+}
+
 impl Cache {
     /// The answer, and who else may have it.
-    async fn ask(&self, upstream: &Upstream, errand: &Errand) -> (Led, Sharing) {
+    async fn ask(&self, upstream: &mut Upstream, errand: &Errand) -> (Led, Sharing) {
         let failed = |error| (Led::Shared(Outcome::Failed(error)), Sharing::Yes);
         let read = &*errand.read;
         let mut base = errand.base.as_ref();
@@ -101,7 +105,7 @@ impl Cache {
             call.whole_until = Some(whole_until.clone());
             let last = call.deadline + GRACE;
             let request = read.outgoing(base.map(|entry| &**entry));
-            let response = match upstream.clone().oneshot(UpstreamRequest { request, call }).await {
+            let response = match send(upstream, UpstreamRequest { request, call }).await {
                 Ok(response) => response,
                 Err(error) => return failed(error),
             };

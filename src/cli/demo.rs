@@ -366,7 +366,7 @@ impl Stage {
             anyhow::anyhow!("{API_KEY_VARIABLE} has characters that no API key has, such as a line break")
         })?;
         authorization.set_sensitive(true);
-        let folder = std::env::temp_dir().join(format!("seawall-demo-{}", crate::ids::request_id()));
+        let folder = std::env::temp_dir().join(format!("seawall-demo-{}", crate::ids::WriteId::random()));
         let mut sets = vec![
             "server.listen=127.0.0.1:0".to_owned(),
             "admin.listen=127.0.0.1:0".to_owned(),

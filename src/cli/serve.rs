@@ -22,10 +22,26 @@ pub(super) fn run(args: &ConfigArgs) -> Exit {
     {
         tracing::warn!(%error, "core dumps could not be switched off");
     }
-    match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("seawall").build() {
+    match runtime() {
         Ok(runtime) => runtime.block_on(serve(live)),
         Err(error) => Exit::Failed(error.into()),
     }
+}
+
+/// One worker for each processor we may use, or as many as `TOKIO_WORKER_THREADS` says. With one, there is nobody to
+/// share work with, and the runtime that does not try is the faster one.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let wanted = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|text| text.parse::<usize>().ok());
+    let workers = wanted.filter(|count| *count > 0);
+    let workers = workers.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let mut builder = if workers == 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(workers);
+        builder
+    };
+    builder.enable_all().thread_name("seawall").build()
 }
 
 /// The configuration's sources, as the command line and the environment name them.

@@ -75,7 +75,7 @@ fn make(request: &Request<Body>, config: Arc<Snapshot>) -> RequestContext {
         .get(&headers::X_REQUEST_ID)
         .filter(|id| headers::is_valid_request_id(id.as_bytes()))
         .cloned()
-        .unwrap_or_else(|| HeaderValue::from_str(&ids::request_id()).expect("hexadecimal digits"));
+        .unwrap_or_else(ids::request_id);
     let random = (fastrand::u64(..), fastrand::u64(..), fastrand::u64(..));
     let traceparent = traceparent::child(fields.get(&headers::TRACEPARENT), random);
     // What is longer than the route's own limit does not lengthen it; what is malformed is refused in `limits`.

@@ -17,8 +17,8 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -132,7 +132,7 @@ async fn serve_connection(stream: TcpStream, peer: SocketAddr, limits: Limits, a
     let Some(stream) = sniffed else { return };
     let protocol = stream.protocol();
     let pace = (protocol == Protocol::Http2).then_some(limits.timeouts.write_idle);
-    let service = Service { app, peer, busy, pace };
+    let service = Service { app: Mutex::new(app), peer, busy, pace };
     let result = match protocol {
         Protocol::Http1 => {
             let mut builder = hyper::server::conn::http1::Builder::new();
@@ -194,7 +194,9 @@ impl Drop for Open {
 
 /// Counts requests under way and hands them to the application.
 struct Service {
-    app: App,
+    /// One for the connection: a clone for each request would copy the whole stack. Held only while a request is
+    /// handed over.
+    app: Mutex<App>,
     peer: SocketAddr,
     busy: conn::Busy,
     /// How long a stream may take nothing of its answer, where the socket does not tell.
@@ -221,8 +223,8 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         let under = Under::new(&self.busy);
         let mut request = request.map(Body::from);
         request.extensions_mut().insert(Peer(self.peer));
-        let mut app = self.app.clone();
-        Answer { inner: tower::Service::call(&mut app, request), under: Some(under), pace: self.pace }
+        let mut app = self.app.lock().unwrap_or_else(PoisonError::into_inner);
+        Answer { inner: tower::Service::call(&mut *app, request), under: Some(under), pace: self.pace }
     }
 }
 

@@ -455,6 +455,11 @@ async fn handle(
         let error = json!({"error": "this listener serves /_sim only; the API is on the main listener"});
         return Ok(whole(Answer::json(StatusCode::NOT_FOUND, error.to_string()), &parts.method));
     }
+    if shared.faults().refusal(now()).is_some() {
+        // It came by a connection whose end is on its way: to a server that is gone, nothing arrives.
+        conn.end(End::Reset);
+        return std::future::pending().await;
+    }
     let method = parts.method.clone();
     let seq = shared.journal().arrive(now(), &parts.method, &parts.uri, &parts.headers, &body);
     let verdict = shared.faults().strike(now(), parts.method.as_str(), parts.uri.path());
