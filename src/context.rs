@@ -126,7 +126,10 @@ pub struct Call {
     /// Told of each attempt. Set by the breaker.
     pub observer: Option<Arc<dyn AttemptObserver>>,
     /// Kept until the upstream's body has ended. Set by the limiter.
-    pub slot: Option<Box<dyn std::any::Any + Send + Sync>>,
+    pub slot: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// Whether whoever entered sends again by itself what a connection did not take. If not, the attempt does, and
+    /// keeps a copy of the request for it.
+    pub resends_unsent: bool,
 }
 
 /// Until when a body that is read into memory has to be whole. A body that drips is never idle, and would hold what
@@ -275,6 +278,7 @@ impl Call {
             before_send: None,
             observer: None,
             slot: None,
+            resends_unsent: false,
         }
     }
 }

@@ -84,6 +84,7 @@ impl World {
             before_send: None,
             observer: None,
             slot: None,
+            resends_unsent: false,
         }
     }
 

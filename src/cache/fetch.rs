@@ -90,6 +90,7 @@ impl Cache {
         let failed = |error| (Led::Shared(Outcome::Failed(error)), Sharing::Yes);
         let read = &*errand.read;
         let mut base = errand.base.as_ref();
+        let mut was_unsent = false;
         loop {
             let mut call = Call::live(&read.context);
             call.lane = errand.lane;
@@ -105,8 +106,14 @@ impl Cache {
             call.whole_until = Some(whole_until.clone());
             let last = call.deadline + GRACE;
             let request = read.outgoing(base.map(|entry| &**entry));
+            call.resends_unsent = !was_unsent;
             let response = match send(upstream, UpstreamRequest { request, call }).await {
                 Ok(response) => response,
+                // A pooled connection that the upstream had closed took nothing of it: once more, at once.
+                Err(ProxyError::Unsent(_)) if !was_unsent => {
+                    was_unsent = true;
+                    continue;
+                }
                 Err(error) => return failed(error),
             };
             let (mut parts, body) = response.into_parts();

@@ -55,7 +55,7 @@ where
 
     fn call(&mut self, mut request: UpstreamRequest) -> Self::Future {
         if let Ok(slot) = self.slots.clone().try_acquire_owned() {
-            request.call.slot = Some(Box::new(slot));
+            request.call.slot = Some(slot);
             return Limited::AtOnce { inner: self.inner.call(request) };
         }
         let slots = self.slots.clone();
@@ -64,7 +64,7 @@ where
         let mut inner = self.inner.clone();
         let waited = async move {
             match tokio::time::timeout_at(until, slots.acquire_owned()).await {
-                Ok(Ok(slot)) => request.call.slot = Some(Box::new(slot)),
+                Ok(Ok(slot)) => request.call.slot = Some(slot),
                 Ok(Err(_)) => return Err(ProxyError::Draining),
                 Err(_) => return Err(ProxyError::Overloaded { what: "limiter.max" }),
             }

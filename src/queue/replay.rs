@@ -168,6 +168,7 @@ impl Queue {
             before_send: Some(self.before_replay(record, &trace, &config)),
             observer: None,
             slot: None,
+            resends_unsent: false,
         };
         let outcome = self.attempt(self.upstream.clone(), request, call, &trace).await;
         let wait = outcome.as_ref().ok().and_then(|answer| {

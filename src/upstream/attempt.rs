@@ -200,7 +200,8 @@ impl Shared {
             let connection = (!is_safe(request.method())).then(|| capture_connection(&mut request));
             let until = deadline.min(*started + limit);
             began();
-            return match tokio::time::timeout_at(until, self.send(request, bytes)).await {
+            return match tokio::time::timeout_at(until, self.send(request, bytes, call.resends_unsent)).await
+            {
                 Ok(result) => result,
                 Err(_) => match connection {
                     Some(connection) if connection.connection_metadata().is_none() => {
@@ -235,9 +236,17 @@ impl Shared {
         }
     }
 
-    /// Sends; once more at once when a connection took nothing.
-    async fn send(&self, request: Request<Body>, bytes: Bytes) -> Result<Response<Incoming>, ProxyError> {
+    /// Sends; once more at once when a connection took nothing, unless the caller does that.
+    async fn send(
+        &self,
+        request: Request<Body>,
+        bytes: Bytes,
+        resends_unsent: bool,
+    ) -> Result<Response<Incoming>, ProxyError> {
         // The extensions hold who watches the connection: a second try is watched by the same.
+        if resends_unsent {
+            return self.client.send(request).await;
+        }
         let (parts, _) = request.into_parts();
         let first = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
         match self.client.send(first).await {

@@ -33,7 +33,7 @@ pub(crate) struct UpstreamBody {
 pub(crate) struct Watch {
     pub(crate) outcome: AttemptOutcome,
     pub(crate) observer: Option<Arc<dyn AttemptObserver>>,
-    pub(crate) slot: Option<Box<dyn std::any::Any + Send + Sync>>,
+    pub(crate) slot: Option<tokio::sync::OwnedSemaphorePermit>,
     pub(crate) in_flight: InFlight,
 }
 

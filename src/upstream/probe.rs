@@ -102,6 +102,7 @@ fn call(config: &Arc<Snapshot>, path: &'static str, credential: Credential) -> U
         before_send: None,
         observer: None,
         slot: None,
+        resends_unsent: false,
     };
     UpstreamRequest { request, call }
 }
