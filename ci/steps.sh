@@ -39,7 +39,8 @@ release() { cargo build --locked --release --bin seawall --bench peers; }
 
 demo() { needs timeout && timeout 60 "$target/release/seawall" demo; }
 
-peers() { cargo bench --locked --bench peers -- --short; }
+# Prints the ratios. The limits are held by `make bench`: a short run beside a build says little.
+peers() { cargo bench --locked --bench peers -- --short --report-only; }
 
 bench() { cargo bench --locked --bench peers; }
 
