@@ -1321,38 +1321,3 @@ async fn strict_is_a_shared_cache() {
         assert_eq!(world.cache.stats().entries, u64::from(is_kept), "{cache_control}");
     }
 }
-
-/// Not an assertion: prints what a hit costs. `cargo nextest run --release --run-ignored only cost --no-capture`.
-#[tokio::test]
-#[ignore = "a measurement, not a test"]
-async fn what_a_hit_costs() {
-    let world = world();
-    let fields = [
-        ("cache-control", "max-age=600"),
-        ("content-type", "application/json"),
-        ("etag", "\"abc\""),
-        ("x-a", "1"),
-        ("x-b", "2"),
-        ("x-c", "3"),
-    ];
-    world.plan([ok(&fields, OK_ENVELOPE)]);
-    world.get("/shipments?page=1").send().await;
-    let rounds = 20_000u32;
-    let requests: Vec<_> =
-        (0..rounds).map(|_| world.get("/shipments?page=1").with("accept", "*/*").request()).collect();
-    world.plan([ok(&fields, OK_ENVELOPE)]);
-    world.get("/shipments?page=1").with("accept", "*/*").send().await;
-    let mut service = world.service.clone();
-    let start = Instant::now();
-    for request in requests {
-        std::hint::black_box(service.call(request).await.unwrap());
-    }
-    println!("a hit: {:?}", start.elapsed() / rounds);
-    let requests: Vec<_> = (0..rounds).map(|_| world.get("/ports").request()).collect();
-    world.plan((0..rounds).map(|_| ok(&fields[1..2], OK_ENVELOPE)));
-    let start = Instant::now();
-    for request in requests {
-        std::hint::black_box(service.call(request).await.unwrap());
-    }
-    println!("a miss, with the scripted upstream: {:?}", start.elapsed() / rounds);
-}

@@ -2,7 +2,6 @@
 
 use super::Exit;
 use super::args::ConfigArgs;
-use super::output;
 use crate::app::{App, StartError};
 use crate::config::{Live, LoadArgs};
 use crate::telemetry;
@@ -108,9 +107,10 @@ impl Signals {
 }
 
 /// Waits for SIGTERM or SIGINT.
+#[cfg(feature = "simulator")]
 pub(super) async fn until_told_to_stop() {
     match signals() {
         Ok(mut signals) => signals.next().await,
-        Err(error) => output::say(&format!("signals cannot be waited for: {error}")),
+        Err(error) => super::output::say(&format!("signals cannot be waited for: {error}")),
     }
 }
