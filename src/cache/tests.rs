@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tower::util::BoxCloneSyncService;
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, ServiceExt, service_fn};
 
 const START: &str = "2025-11-24T08:00:00Z";
 const A: PartitionId = PartitionId([1; 16]);
