@@ -261,10 +261,14 @@ async fn soak(seed: u64) {
     soak.rig.tasks.stop(Duration::from_secs(1)).await;
 }
 
-/// 24 seeds; `SEAWALL_SOAK=<n>` plays more.
+/// 24 seeds in CI, 1,500 in a soak (`SEAWALL_SOAK=1`); `SEAWALL_SOAK=<n>` plays n.
 #[tokio::test(start_paused = true)]
 async fn acknowledged_writes_take_effect_once_and_in_order() {
-    let seeds = std::env::var("SEAWALL_SOAK").ok().and_then(|count| count.parse().ok()).unwrap_or(24);
+    let seeds = match std::env::var("SEAWALL_SOAK").ok().and_then(|count| count.parse().ok()) {
+        None => 24,
+        Some(1) => 1_500,
+        Some(count) => count,
+    };
     for seed in 0..seeds {
         soak(seed).await;
     }
