@@ -534,12 +534,22 @@ async fn the_journal_tells_what_arrived_and_what_became_of_it() {
 }
 
 #[tokio::test]
-async fn what_is_not_built_is_refused() {
+async fn a_call_that_is_not_there_names_those_that_are() {
     let simulator = start().await;
-    for path in ["/_sim/clock", "/_sim/status_page", "/_sim/webhooks/pause"] {
-        let got = control(&simulator, "PUT", path, &json!({})).await;
-        assert_eq!(got.status, StatusCode::NOT_IMPLEMENTED);
-        assert!(got.json()["error"].as_str().unwrap().contains("not yet"));
+    let unknown = control(&simulator, "GET", "/_sim/nothing", &json!(null)).await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+    let error = unknown.json()["error"].as_str().unwrap().to_owned();
+    for (path, methods) in super::control::CALLS {
+        assert!(error.contains(path), "{error}");
+        let wrong = control(&simulator, "PATCH", path, &json!({})).await;
+        assert_eq!(wrong.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        assert!(wrong.json()["error"].as_str().unwrap().contains(methods));
+        // Whatever takes a body refuses one that is no object, and says what it wants.
+        for method in methods.split(", ").filter(|method| ["PUT", "POST"].contains(method)) {
+            let got = control(&simulator, method, path, &json!("x")).await;
+            assert_eq!(got.status, StatusCode::BAD_REQUEST, "{method} {path}");
+            assert!(got.json()["error"].as_str().unwrap().contains(": must be"), "{}", got.json());
+        }
     }
     assert_eq!(control(&simulator, "GET", "/shipments", &json!(null)).await.status, StatusCode::NOT_FOUND);
 }
@@ -665,7 +675,7 @@ async fn refuse_ends_connections_and_refuses_new_ones_until_it_is_cleared() {
 #[tokio::test]
 async fn refuse_ends_by_itself_at_its_instant() {
     let simulator = start().await;
-    let until = super::now() + Duration::from_millis(80);
+    let until = super::shared::now() + Duration::from_millis(80);
     simulator.set_faults(json!([{"kind": "refuse", "until": until.to_string()}])).unwrap();
     assert!(TcpStream::connect(simulator.addr()).await.is_err());
     timeout(PATIENCE, async {
