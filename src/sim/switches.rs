@@ -11,7 +11,7 @@ use super::faults::Quota;
 
 /// The documented budget.
 const TOKENS_A_DAY: u32 = 10;
-const FIELDS: &str = "validators, cache_control, rate_limit_headers, token_budget";
+pub(super) const FIELDS: &str = "validators, cache_control, rate_limit_headers, token_budget";
 
 /// The switches as they stand.
 #[derive(Debug, Clone)]

@@ -19,7 +19,9 @@ use bucket::{Buckets, Take};
 use latency::Latency;
 
 pub(in crate::sim) use bucket::Quota;
-pub(in crate::sim) use parse::{KINDS, parse};
+#[cfg(test)]
+pub(in crate::sim) use parse::KINDS;
+pub(in crate::sim) use parse::parse;
 
 /// All faults in force, with the dice for `share` and for latencies.
 #[derive(Debug)]

@@ -141,7 +141,9 @@ fn latency(at: &str, fields: &Map<String, Value>) -> Result<(Kind, &'static [&'s
                 (None, Some(min), Some(max)) if min <= max => (min, max),
                 (None, Some(_), Some(_)) => return Err(format!("{at}.ms_max: must not be below ms_min")),
                 _ => {
-                    return Err(format!("{at}.ms: latency needs ms, or ms_min and ms_max, or a distribution"));
+                    return Err(format!(
+                        "{at}.ms: latency needs ms, or ms_min and ms_max, or a distribution"
+                    ));
                 }
             };
             (Shape::Uniform { min, max }, &["distribution", "ms", "ms_min", "ms_max"])

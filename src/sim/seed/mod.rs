@@ -2,7 +2,7 @@
 //!
 //! Each shipment and all that belongs to it is made from dice of its own, cast from the seed and the shipment's
 //! number, so that a larger world begins like a smaller one. Time in it begins at [`BASE`] and never meets a clock.
-//! Objects whose real bodies are known have exactly their keys, order and types (`tests/fixtures/shapes.json`).
+//! Objects whose real bodies are known have exactly their keys, order and types (`tests/fixtures/shapes.txt`).
 
 mod course;
 mod freight;
