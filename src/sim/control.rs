@@ -56,14 +56,14 @@ pub(super) fn status_page_answer(shared: &Shared, name: &str, host: Option<&str>
             answer
         }
         Behaviour::Ok => {
-            match page.document(name, &url) {
-                Some(document) => Answer::json(StatusCode::OK, document.to_string()),
-                None => {
-                    let known = "status, summary, components, incidents, incidents/unresolved, scheduled-maintenances";
-                    let error = json!({"error": format!("{name}: no such document; known, each with .json: {known}")});
-                    Answer::json(StatusCode::NOT_FOUND, error.to_string())
-                }
+            if let Some(document) = page.document(name, &url) {
+                return Some(Answer::json(StatusCode::OK, document.to_string()));
             }
+            let known =
+                "status, summary, components, incidents, incidents/unresolved, scheduled-maintenances";
+            let error =
+                json!({"error": format!("{name}: no such document; known, each with .json: {known}")});
+            Answer::json(StatusCode::NOT_FOUND, error.to_string())
         }
     })
 }
@@ -164,17 +164,18 @@ fn respond(shared: &Shared, method: &Method, uri: &Uri, body: &Bytes) -> Result<
             Ok(json!({"paused": null, "released": shared.resume_webhooks()}))
         }
         ("POST", "/_sim/webhooks/emit") => shared.emit(&parse()?).map_err(bad),
-        (_, path) => Err(match CALLS.iter().find(|(known, _)| *known == path) {
-            Some((_, methods)) => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                format!("{path}: does not answer to {method}, but to {methods}"),
-            ),
-            None => {
-                let known = CALLS.map(|(path, _)| path).join(", ");
-                (StatusCode::NOT_FOUND, format!("{path}: unknown; known: {known}"))
-            }
-        }),
+        (_, path) => Err(unknown(method, path)),
     }
+}
+
+/// A call that is not there: its path, or only its method.
+fn unknown(method: &Method, path: &str) -> Refused {
+    if let Some((_, methods)) = CALLS.iter().find(|(known, _)| *known == path) {
+        let message = format!("{path}: does not answer to {method}, but to {methods}");
+        return (StatusCode::METHOD_NOT_ALLOWED, message);
+    }
+    let known = CALLS.map(|(path, _)| path).join(", ");
+    (StatusCode::NOT_FOUND, format!("{path}: unknown; known: {known}"))
 }
 
 fn bad(message: String) -> Refused {

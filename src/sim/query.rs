@@ -147,6 +147,11 @@ impl Query {
         format!("{path}?{}{separator}page={page}&per={}", self.kept, self.per)
     }
 
+    /// What the pages of one list have in common.
+    pub(super) fn selection(&self) -> &str {
+        &self.kept
+    }
+
     /// The index of the page's first object.
     pub(super) fn offset(&self) -> u64 {
         (self.page - 1).saturating_mul(self.per)

@@ -180,8 +180,7 @@ pub(super) fn answer(
         let is_expired = token.is_some_and(|token| lock(gatekeeper.oauth).is_expired(token, now));
         match gatekeeper.tokens.standing(token, uri.path()) {
             Standing::Good if !is_expired => {}
-            Standing::Good => return Answer::bad_token(),
-            Standing::Bad => return Answer::bad_token(),
+            Standing::Good | Standing::Bad => return Answer::bad_token(),
             Standing::Forbidden => {
                 let message = "this token has no access to this resource".to_owned();
                 let refusal = Refusal { status: 403, code: "forbidden", message };

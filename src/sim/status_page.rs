@@ -82,7 +82,7 @@ impl StatusPage {
                 "incidents" => {
                     page.incidents = list("status_page.incidents", value, |at, index, fields| {
                         incident(at, index, fields, now)
-                    })?
+                    })?;
                 }
                 "scheduled_maintenances" => {
                     page.maintenances =

@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 
 use super::super::world::{Kind, Links};
 use super::towns::Town;
-use super::*;
+use super::{
+    CARRIERS, Course, DAY, GOODS, HOUR, INCOTERMS, VESSELS, audit, hs_code, join, pick, plain, quantity,
+    signed, street, transit,
+};
 
 pub(in crate::sim) fn shipment(
     links: &Links,

@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use super::super::world::{Kind, Links, World, text_id};
-use super::towns::*;
-use super::*;
+use super::towns::{CHINA, DESTINATION_AIRPORTS, ORIGIN_AIRPORTS, ORIGINS, TOWNS, Town};
+use super::{
+    BASE, DAY, GOODS, NAMES, audit, dice, hs_code, money, pick, plain, quantity, signed, slug, street,
+};
 
 /// A product with nothing but its names.
 pub(in crate::sim) fn product(id: u64, name: &str, sku: &str) -> Value {

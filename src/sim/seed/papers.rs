@@ -1,10 +1,13 @@
 //! Pure. A shipment's papers: documents, customs entry, invoices.
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::super::world::{Content, File, Kind, Links, Voyage, World, text_id};
-use super::*;
+use super::{
+    Course, DAY, DOCUMENT_TYPES, LARGEST_FILE, audit, commercial_invoice, dice, money, plain, signed, stamp,
+};
 
 /// A document's object.
 pub(in crate::sim) fn document(

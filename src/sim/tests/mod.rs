@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::{Options, Simulator};
 
 /// No answer within this is a hang.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Got {
     pub(super) status: StatusCode,

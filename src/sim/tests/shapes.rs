@@ -114,7 +114,7 @@ async fn every_object_has_the_shape_of_the_real_one() {
             }
         }
         // Half way, and when all has arrived.
-        simulator.advance(Duration::from_hours(24 * if round == 0 { 15 } else { 120 }));
+        simulator.advance(Duration::from_secs(3600 * (24 * if round == 0 { 15 } else { 120 })));
     }
     // Those that only a write makes are looked at where they are made.
     let rare = [
@@ -308,7 +308,7 @@ async fn what_writes_make_has_the_shape_of_the_real_one() {
         assert!(met.contains_key(object), "no {object}");
     }
     // Confirmed bookings get legs and containers, amended ones what was asked for.
-    simulator.advance(Duration::from_hours(24 * 90));
+    simulator.advance(Duration::from_secs(3600 * (24 * 90)));
     for kind in
         [Kind::Shipment, Kind::ShipmentLeg, Kind::Container, Kind::ContainerLeg, Kind::Booking, Kind::Event]
     {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const DAY: Duration = Duration::from_hours(24);
+const DAY: Duration = Duration::from_secs(3600 * 24);
 
 async fn events(simulator: &Simulator, query: &str) -> Vec<Value> {
     let mut list = Vec::new();
@@ -20,7 +20,7 @@ async fn events(simulator: &Simulator, query: &str) -> Vec<Value> {
 async fn a_world_whose_clock_nobody_touches_stands_still() {
     let simulator = start_with(120).await;
     let before = get(&simulator, "/shipments?per=100").await.body;
-    simulator.advance(Duration::from_hours(5));
+    simulator.advance(Duration::from_secs(3600 * 5));
     assert_eq!(get(&simulator, "/shipments?per=100").await.body, before);
     simulator.advance(2 * DAY);
     assert_ne!(get(&simulator, "/shipments?per=100").await.body, before);

@@ -18,7 +18,7 @@ use super::Planned;
 type Http = Client<HttpConnector, Full<Bytes>>;
 
 /// The longest wait between two attempts.
-const RETRY_MAX: Duration = Duration::from_hours(1);
+const RETRY_MAX: Duration = Duration::from_secs(3600);
 
 /// Sends until nobody can plan anything any more; what is under way ends with the task.
 pub(in crate::sim) async fn run(shared: Weak<Shared>, mut planned: mpsc::UnboundedReceiver<Planned>) {

@@ -71,6 +71,7 @@ impl World {
             "resource": {"_object": what.kind.object(), "id": resource.value["id"]},
             "shipment": {"id": what.shipment},
         });
+        self.changes += 1;
         let collection = &mut self.collections[Kind::Event as usize];
         collection.last_id = id;
         let item = collection.add(Arc::new(Item::written(value, body.into())));

@@ -82,6 +82,17 @@ pub(in crate::sim) struct World {
     outbox: Vec<Arc<Item>>,
     /// Which contacts are at which locations: location, contact.
     places: Vec<(String, String)>,
+    /// Counts the changes; what was selected before the last one may be wrong.
+    changes: u64,
+    /// What filters selected lately, by kind and query: all pages of a list are cut from it.
+    selections: Mutex<HashMap<(usize, String), Selection>>,
+}
+
+/// The places of the objects that a query selects, in its order, and the state of the world that it is of.
+#[derive(Debug, Clone)]
+struct Selection {
+    changes: u64,
+    places: Arc<[usize]>,
 }
 
 /// Makes the absolute links that the API's bodies carry.
@@ -177,6 +188,8 @@ impl World {
             schedule: Schedule::default(),
             outbox: Vec::new(),
             places: Vec::new(),
+            changes: 0,
+            selections: Mutex::default(),
         };
         seed::fill(&mut world, seed, shipments);
         // What the seed tells of the past was delivered in the past.
@@ -186,6 +199,7 @@ impl World {
 
     /// Adds an object of the seeded world, or one just created.
     pub(in crate::sim) fn insert(&mut self, kind: Kind, value: Value) -> Arc<Item> {
+        self.changes += 1;
         let collection = &mut self.collections[kind as usize];
         if let Some(id) = value["id"].as_u64() {
             collection.last_id = collection.last_id.max(id);
@@ -220,6 +234,7 @@ impl World {
 
     /// Says that a contact is at a location.
     pub(in crate::sim) fn place(&mut self, location: &str, contact: &str) {
+        self.changes += 1;
         self.places.push((location.to_owned(), contact.to_owned()));
     }
 
@@ -250,6 +265,7 @@ impl World {
     }
 
     pub(in crate::sim) fn replace(&mut self, kind: Kind, id: &str, value: Value) -> Arc<Item> {
+        self.changes += 1;
         let collection = &mut self.collections[kind as usize];
         let item = Arc::new(Item::new(value));
         if let Some(index) = collection.by_id.get(id) {

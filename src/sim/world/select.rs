@@ -1,7 +1,7 @@
 //! Pure. How lists are selected: which objects pass the filters, in which order, and which page of them.
 //!
-//! A page costs what it shows where it can: without a filter it is cut from the order, which is kept until something
-//! changes; with a filter by a referring field only the objects that refer are looked at.
+//! A page costs what it shows: orders and what filters select are kept until something changes, so that the pages of
+//! a list are cut from one selection. With a filter by a referring field only the objects that refer are looked at.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,7 +9,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::super::query::{Filter, Needle, Op, Query, SortKey};
-use super::{Item, Kind, World, id_text, lock};
+use super::{Item, Kind, Selection, World, id_text, lock};
+
+/// Selections that are kept.
+const SELECTIONS_KEPT: usize = 64;
 
 /// A page of a list.
 #[derive(Debug)]
@@ -42,10 +45,29 @@ impl World {
             let items = (offset..total).take(per).map(|position| Arc::clone(&items[place(position)]));
             return Ok(Page { total: total as u64, items: items.collect() });
         }
+        let places = self.selection(kind, query, &filters, order.as_deref());
+        let page = places.iter().skip(offset).take(per);
+        let items = page.map(|place| Arc::clone(&items[*place])).collect();
+        Ok(Page { total: places.len() as u64, items })
+    }
+
+    /// The places of the objects that pass, in the order that is asked for; kept for the other pages.
+    fn selection(
+        &self,
+        kind: Kind,
+        query: &Query,
+        filters: &[Resolved<'_>],
+        order: Option<&[usize]>,
+    ) -> Arc<[usize]> {
+        let key = (kind as usize, query.selection().to_owned());
+        if let Some(known) = lock(&self.selections).get(&key).filter(|known| known.changes == self.changes) {
+            return Arc::clone(&known.places);
+        }
+        let items = self.all(kind);
         let passes = |place: &usize| {
             filters.iter().all(|(filter, paths)| self.passes(filter, paths, &items[*place].value))
         };
-        let mut chosen: Vec<usize> = match (self.candidates(kind, &filters), &order) {
+        let mut chosen: Vec<usize> = match (self.candidates(kind, filters), order) {
             (Some(places), None) => places.iter().copied().filter(passes).collect(),
             (Some(places), Some(_)) => {
                 let mut few: Vec<usize> = places.iter().copied().filter(passes).collect();
@@ -60,9 +82,13 @@ impl World {
         if query.is_descending {
             chosen.reverse();
         }
-        let total = chosen.len() as u64;
-        let page = chosen.into_iter().skip(offset).take(per);
-        Ok(Page { total, items: page.map(|place| Arc::clone(&items[place])).collect() })
+        let places: Arc<[usize]> = chosen.into();
+        let mut selections = lock(&self.selections);
+        if selections.len() >= SELECTIONS_KEPT {
+            selections.clear();
+        }
+        selections.insert(key, Selection { changes: self.changes, places: Arc::clone(&places) });
+        places
     }
 
     /// The places of all objects in the order of a field, smallest first; equal ones by age.

@@ -113,6 +113,7 @@ impl World {
         match fields.get("contact_ids") {
             None | Some(Value::Null) => {}
             Some(Value::Array(contacts)) if contacts.iter().all(Value::is_string) => {
+                self.changes += 1;
                 self.places.retain(|(location, _)| location != id);
                 for contact in contacts.iter().filter_map(Value::as_str) {
                     self.place(id, contact);
