@@ -21,6 +21,7 @@ mod counters;
 mod entry;
 mod fetch;
 mod flight;
+mod flow;
 mod invalidate;
 mod key;
 mod layer;
