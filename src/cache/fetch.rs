@@ -231,7 +231,7 @@ impl Cache {
             if matches!(come, Ok(Come::Beginning)) {
                 entry::clean(&mut parts.headers);
                 let came_at = self.now();
-                if let Some(way) = self.way(errand, &parts, asked_at, came_at) {
+                if let Some(way) = way(errand, &parts, asked_at, came_at) {
                     self.note(read, errand.key.token, parts.status, asked_at.monotonic);
                     let answer = Departure { parts, reading, asked_at, came_at, last, whole_until };
                     return self.pass_on(errand, way, answer);
@@ -266,27 +266,6 @@ impl Cache {
             }
             let (answer, sharing) = self.keep(errand, parts, body, asked_at, now);
             return Asked::Over(Led::Shared(Outcome::Answer(answer)), sharing);
-        }
-    }
-
-    /// How an answer whose beginning is there goes to its caller, by its head. `None`: it is read to its end first.
-    fn way(
-        &self,
-        errand: &Errand,
-        parts: &response::Parts,
-        asked_at: Confirmed,
-        now: Confirmed,
-    ) -> Option<Way> {
-        let read = &*errand.read;
-        if !parts.status.is_success() || read.is_head {
-            return None;
-        }
-        let has_credential = read.has_credential();
-        match policy::keep(parts.status, &parts.headers, has_credential, asked_at.at, now.at, &read.terms) {
-            Ok(facts) if errand.may_keep => Some(Way::Flow(facts)),
-            Ok(facts) => Some(Way::Past(facts)),
-            Err(unkept) if sharing(unkept, parts.status) == Sharing::No => Some(Way::Alone(unkept)),
-            Err(_) => None,
         }
     }
 
@@ -514,6 +493,21 @@ impl Cache {
 
 fn named_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// How an answer whose beginning is there goes to its caller, by its head. `None`: it is read to its end first.
+fn way(errand: &Errand, parts: &response::Parts, asked_at: Confirmed, now: Confirmed) -> Option<Way> {
+    let read = &*errand.read;
+    if !parts.status.is_success() || read.is_head {
+        return None;
+    }
+    let has_credential = read.has_credential();
+    match policy::keep(parts.status, &parts.headers, has_credential, asked_at.at, now.at, &read.terms) {
+        Ok(facts) if errand.may_keep => Some(Way::Flow(facts)),
+        Ok(facts) => Some(Way::Past(facts)),
+        Err(unkept) if sharing(unkept, parts.status) == Sharing::No => Some(Way::Alone(unkept)),
+        Err(_) => None,
+    }
 }
 
 /// Who may have an answer that is not kept.
