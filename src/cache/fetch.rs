@@ -164,7 +164,11 @@ pub(crate) async fn run(cache: Arc<Cache>, mut upstream: Upstream, mut errand: E
         }
         Asked::UnderWay(led, rest) => {
             let tasks = cache.tasks.clone();
-            tasks.spawn("cache-fill", async move { cache.fill(errand, landing, *rest).await });
+            let stopped = tasks.cancelled();
+            tasks.spawn("cache-fill", async move {
+                // At the stop of the process, which comes after its drain, nobody waits for it any more.
+                stopped.run_until_cancelled(cache.fill(errand, landing, *rest)).await;
+            });
             led
         }
     }

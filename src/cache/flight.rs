@@ -278,8 +278,9 @@ impl Drop for Fill {
         if let Some(future) = self.future.take()
             && tokio::runtime::Handle::try_current().is_ok()
         {
+            let stopped = self.tasks.cancelled();
             self.tasks.spawn("cache-fill", async move {
-                drop(future.await);
+                drop(stopped.run_until_cancelled(future).await);
             });
         }
     }

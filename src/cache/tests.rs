@@ -1557,6 +1557,21 @@ async fn who_cannot_see_a_cut_gets_an_answer_without_a_length_only_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_fills() {
+    let world = world();
+    let (_feeder, step) = fed(&[], Some(100 * KIB as u64));
+    world.plan([step, Step::After(Duration::from_secs(20), Box::new(ok(&[], "late")))]);
+    let mut body = started(world.get("/shipments")).await.into_body();
+    let left = tokio::spawn(world.service.clone().oneshot(world.get("/ports").request()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    left.abort();
+    assert!(left.await.unwrap_err().is_cancelled());
+    assert_eq!(world.tasks.count(), 2);
+    assert!(world.tasks.stop(Duration::from_secs(1)).await);
+    assert!(matches!(next(&mut body).await, Some(Err(BodyError::Stopped))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_reads_all_of_an_answer() {
     let world = world();
     let (feeder, step) = fed(&[("cache-control", "max-age=60")], Some(100 * KIB as u64));
