@@ -53,7 +53,7 @@ impl Receiver {
     }
 
     fn settings(&self, more: Value) -> Value {
-        let mut settings = json!({"url": self.url, "secret": SECRET, "retry_ms": 1});
+        let mut settings = json!({"url": self.url, "secret": SECRET, "retry_ms": 1, "timeout_ms": 600_000});
         if let (Value::Object(settings), Value::Object(more)) = (&mut settings, more) {
             settings.extend(more);
         }
