@@ -90,6 +90,16 @@ pub(super) fn build(raw: Raw, env: &BTreeMap<String, String>) -> Result<Snapshot
     })
 }
 
+/// Every file that these settings name to be read, the configuration's own first.
+pub(super) fn files(raw: &Raw) -> Vec<PathBuf> {
+    let settings = &raw.settings;
+    let aliases = settings.credentials.alias.values().map(|alias| &alias.token_file);
+    let callers = settings.callers.iter().map(|caller| &caller.token_file);
+    let named =
+        [&settings.admin.token_file, &settings.store.key_file].into_iter().chain(aliases).chain(callers);
+    raw.source.iter().chain(named).filter(|path| !path.as_os_str().is_empty()).cloned().collect()
+}
+
 /// `server.public_url` without a slash at its end, else the listen address.
 pub(super) fn public_url(settings: &Settings) -> Arc<str> {
     let server = &settings.server;

@@ -534,25 +534,29 @@ fn capabilities(settings: &Settings, checker: &mut Checker<'_>) {
 }
 
 fn telemetry(settings: &Settings, checker: &mut Checker<'_>) {
+    if let Err(what) = log_filter(&settings.telemetry.log) {
+        checker.say("telemetry.log", what);
+    }
+}
+
+/// Whether this says what is logged, as `telemetry.log` and `PUT /api/v1/log-level` take it; else what is wrong.
+pub fn log_filter(log: &str) -> Result<(), String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let log = &settings.telemetry.log;
     if log.trim().is_empty() {
-        checker.say("telemetry.log", "expected a level such as \"info\"; \"off\" for none");
-        return;
+        return Err("expected a level such as \"info\"; \"off\" for none".to_owned());
     }
     for directive in log.split(',').map(str::trim) {
         // `tracing` takes a word that is no level for a module, and would show all of it.
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(directive));
         if !directive.contains(['=', ':', '[']) && !is_level {
-            let what = match suggestion(&directive.to_ascii_lowercase(), LEVELS) {
+            return Err(match suggestion(&directive.to_ascii_lowercase(), LEVELS) {
                 Some(like) => format!("no level {directive:?}; did you mean \"{like}\"?"),
                 None => format!("no level {directive:?}; expected one of {}", LEVELS.join(", ")),
-            };
-            checker.say("telemetry.log", what);
-            return;
+            });
         }
     }
     if log.parse::<tracing_subscriber::EnvFilter>().is_err() {
-        checker.say("telemetry.log", "expected levels such as \"info\" or \"info,seawall::queue=debug\"");
+        return Err("expected levels such as \"info\" or \"info,seawall::queue=debug\"".to_owned());
     }
+    Ok(())
 }

@@ -74,6 +74,12 @@ pub struct Metrics {
     pub store_live_bytes: Gauge,
     /// Reloads of the configuration, by result.
     pub config_reloads: Family<ResultLabels, Counter>,
+    /// Whether the last load of the configuration succeeded: 1 or 0.
+    pub config_reload_successful: Gauge,
+    /// When the configuration was last loaded with success, in seconds since 1970.
+    pub config_reload_success_timestamp_seconds: Gauge,
+    /// Settings whose configured value waits for a restart.
+    pub config_needs_restart: Gauge,
 }
 
 /// Labels of requests.
@@ -238,6 +244,21 @@ impl Metrics {
         let store_live_bytes = metric!("store_live_bytes", "Bytes in the store that count", Gauge::default());
         let config_reloads =
             metric!("config_reloads", "Reloads of the configuration by result", Family::default());
+        let config_reload_successful = metric!(
+            "config_reload_successful",
+            "Whether the last load of the configuration succeeded",
+            Gauge::default()
+        );
+        let config_reload_success_timestamp_seconds = metric!(
+            "config_reload_success_timestamp_seconds",
+            "When the configuration was last loaded with success",
+            Gauge::default()
+        );
+        let config_needs_restart = metric!(
+            "config_needs_restart",
+            "Settings whose configured value waits for a restart",
+            Gauge::default()
+        );
         Arc::new(Self {
             registry,
             requests,
@@ -270,6 +291,9 @@ impl Metrics {
             store_disk_bytes,
             store_live_bytes,
             config_reloads,
+            config_reload_successful,
+            config_reload_success_timestamp_seconds,
+            config_needs_restart,
         })
     }
 
