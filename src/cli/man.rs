@@ -4,13 +4,14 @@ use super::args::{Cli, Man};
 use super::{Exit, output};
 use anyhow::Context;
 use clap::CommandFactory;
+use std::path::Path;
 
 pub(super) fn run(args: &Man) -> Exit {
     let mut root = Cli::command();
     root.build();
     if let Some(dir) = &args.dir {
         let written = std::fs::create_dir_all(dir)
-            .and_then(|()| clap_mangen::generate_to(root, dir))
+            .and_then(|()| write_all(&root, dir))
             .with_context(|| format!("--dir {}: the pages cannot be written", dir.display()));
         return written.into();
     }
@@ -30,4 +31,14 @@ pub(super) fn run(args: &Man) -> Exit {
         Err(error) => return Exit::Failed(error.into()),
     }
     Exit::Done
+}
+
+/// A page for each command; `help` says what the pages say.
+fn write_all(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
+    clap_mangen::Man::new(command.clone()).generate_to(dir)?;
+    let inner = command.get_subcommands().filter(|inner| inner.get_name() != "help");
+    for inner in inner {
+        write_all(inner, dir)?;
+    }
+    Ok(())
 }

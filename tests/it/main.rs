@@ -5,6 +5,7 @@
 
 mod architecture;
 mod breaker;
+mod config;
 mod docs;
 mod identity;
 mod path;
