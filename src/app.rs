@@ -355,7 +355,7 @@ fn note_config(metrics: &Metrics, waiting: Option<usize>) {
     metrics.config_reload_successful.set(i64::from(waiting.is_some()));
     if let Some(waiting) = waiting {
         metrics.config_reload_success_timestamp_seconds.set(Clock::system().now().as_second());
-        metrics.config_needs_restart.set(waiting as i64);
+        metrics.config_needs_restart.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 }
 

@@ -206,6 +206,8 @@ impl Live {
         // Stamped before they are read: a change in between is seen as one.
         watched.read = stamps(watched.read.iter().map(|(path, _)| path));
         watched.looked = None;
+        // A file that was found must be there again: without it the defaults would take its place in silence.
+        let args = &LoadArgs { config: old.source.clone().or_else(|| args.config.clone()), ..args.clone() };
         let raw = load::gather(args);
         // Those of a configuration that is refused, too: what mends it may be a change of one of them.
         let named = stamps(resolve::files(&raw));

@@ -8,7 +8,7 @@
 use super::diagnose::{Diagnostics, Origins, Problem};
 use super::raw::Settings;
 use super::validate::{self, Checker};
-use super::{Caller, Secret, Snapshot, policy};
+use super::{Caller, Secret, Snapshot, policy, show};
 use http::HeaderValue;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
@@ -92,12 +92,7 @@ pub(super) fn build(raw: Raw, env: &BTreeMap<String, String>) -> Result<Snapshot
 
 /// Every file that these settings name to be read, the configuration's own first.
 pub(super) fn files(raw: &Raw) -> Vec<PathBuf> {
-    let settings = &raw.settings;
-    let aliases = settings.credentials.alias.values().map(|alias| &alias.token_file);
-    let callers = settings.callers.iter().map(|caller| &caller.token_file);
-    let named =
-        [&settings.admin.token_file, &settings.store.key_file].into_iter().chain(aliases).chain(callers);
-    raw.source.iter().chain(named).filter(|path| !path.as_os_str().is_empty()).cloned().collect()
+    raw.source.iter().cloned().chain(show::files(&raw.settings)).collect()
 }
 
 /// `server.public_url` without a slash at its end, else the listen address.

@@ -10,6 +10,7 @@ use super::{NEEDS_RESTART, Origin, Snapshot};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 /// A value in force.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -85,6 +86,16 @@ impl Snapshot {
         changed.retain(|key| seen.insert(key.clone()));
         changed
     }
+}
+
+/// The files that the settings name to be read: each `*_file` that is set.
+pub(super) fn files(settings: &Settings) -> Vec<PathBuf> {
+    let is_file = |key: &str, kind| kind == Kind::Path && key.ends_with("_file");
+    flat(settings)
+        .into_iter()
+        .filter(|(key, kind, _)| is_file(key, *kind))
+        .filter_map(|(_, _, value)| value.as_str().filter(|path| !path.is_empty()).map(PathBuf::from))
+        .collect()
 }
 
 /// Each value with its key and kind.

@@ -785,9 +785,8 @@ fn fits(schema: &serde_json::Value, value: &serde_json::Value, at: &str) -> Resu
             for (name, value) in object {
                 let at = format!("{at}/{name}");
                 match (schema["properties"].get(name), &schema["additionalProperties"]) {
-                    (Some(inner), _) => fits(inner, value, &at)?,
                     (None, serde_json::Value::Bool(false)) => return refused(&format!("unknown {name}")),
-                    (None, inner) => fits(inner, value, &at)?,
+                    (Some(inner), _) | (None, inner) => fits(inner, value, &at)?,
                 }
             }
         }
