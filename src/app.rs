@@ -261,9 +261,9 @@ impl App {
         })
     }
 
-    /// Reads the configuration again.
-    pub async fn reload(&self, trigger: Trigger) -> Result<ReloadReport, Diagnostics> {
-        reload(&self.config, &self.breakers, &self.metrics, trigger).await
+    /// Reads the configuration again, as on SIGHUP.
+    pub async fn reload(&self) -> Result<ReloadReport, Diagnostics> {
+        reload(&self.config, &self.breakers, &self.metrics, Trigger::Signal).await
     }
 
     /// Ends in good order. Tells whether everything under way came to its end.

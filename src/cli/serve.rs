@@ -3,7 +3,7 @@
 use super::Exit;
 use super::args::ConfigArgs;
 use crate::app::{App, StartError};
-use crate::config::{Live, LoadArgs, Trigger};
+use crate::config::{Live, LoadArgs};
 use crate::telemetry;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -69,7 +69,7 @@ async fn serve(live: Arc<Live>) -> Exit {
             () = stop.next() => break,
             _ = hangup.recv() => {
                 // What went wrong is logged there; the old configuration stays.
-                let _ = app.reload(Trigger::Signal).await;
+                let _ = app.reload().await;
             }
         }
     }

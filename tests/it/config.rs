@@ -17,7 +17,7 @@ use std::time::Duration;
 const HASH: &str = "6ca13d52ca70c883e0f0bb101e425a89e8624de51db2d2392593af6a84118090";
 const OTHER_HASH: &str = "7ca13d52ca70c883e0f0bb101e425a89e8624de51db2d2392593af6a84118090";
 /// What `secret-file` holds: sent with every call, so that it does not matter whether the admin API asks for it.
-const SECRET: &str = "a-secret-with-more-than-thirty-two-characters";
+const SECRET: &str = "a-secret:with-more-than-thirty-two-characters";
 
 /// A key of the schema with what it says.
 struct Leaf {
@@ -187,7 +187,7 @@ impl Walk {
         let env = [
             ("WALK_ALIAS", "token-of-the-alias-0001"),
             ("WALK_CALLER", "token-of-the-caller-0001"),
-            ("WALK_OTHER", "another-secret-with-more-than-thirty-two-characters"),
+            ("WALK_OTHER", "another-secret:with-more-than-thirty-two-characters"),
         ];
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let live =
@@ -198,7 +198,7 @@ impl Walk {
 
     async fn admin(&self, method: Method, path: &str) -> Answer {
         let url = format!("http://{}{path}", self.app.admin);
-        let tokens = [SECRET, "another-secret-with-more-than-thirty-two-characters"];
+        let tokens = [SECRET, "another-secret:with-more-than-thirty-two-characters"];
         let mut answer = None;
         for token in tokens {
             let bearer = format!("Bearer {token}");
@@ -309,7 +309,11 @@ fn what_is_read_when_the_parts_are_made_waits_for_a_restart() {
     let end = "\n    }\n";
     // A part's code, and what stands before the keys that it names.
     let parts = [
-        (between(&app, "pub async fn start(", "/// Reads the configuration again."), "settings.", ""),
+        (
+            between(&app, "pub async fn start(", "/// Reads the configuration again, as on SIGHUP."),
+            "settings.",
+            "",
+        ),
         (read("upstream/client.rs"), "settings.", "upstream."),
         (between(&read("cache/mod.rs"), "pub fn new(", end), "settings.", ""),
         (between(&read("server/listener.rs"), "pub fn new(server:", end), "server.", "server."),
