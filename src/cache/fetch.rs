@@ -271,8 +271,6 @@ impl Cache {
         if !self.memory.put(read.key, entry.clone(), read.asked()) {
             return false;
         }
-        let (keys, bytes) = self.memory.size();
-        self.counters.size(keys, bytes);
         if errand.landing.is_none() {
             self.flights.unmark_hit_for_miss(&errand.key);
         }
