@@ -192,7 +192,7 @@ fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePo
         ..Snapshot::of(Settings::default()).unwrap()
     });
     let told = script.clone();
-    let upstream: Upstream = BoxCloneSyncService::new(service_fn(move |asked: UpstreamRequest| {
+    let upstream = Upstream::new(service_fn(move |asked: UpstreamRequest| {
         let (parts, _) = asked.request.into_parts();
         told.seen.lock().unwrap().push(Seen {
             method: parts.method,
