@@ -301,17 +301,13 @@ impl Shared {
         parts.uri = Uri::from_parts(uri).map_err(|error| ProxyError::Internal(error.to_string()))?;
         parts.version = http::Version::HTTP_11;
         parts.extensions = http::Extensions::new();
-        headers::strip_hop_by_hop(&mut parts.headers);
-        headers::strip_framing(&mut parts.headers);
-        headers::strip_seawall_request(&mut parts.headers);
-        parts.headers.remove(header::EXPECT);
+        headers::strip_for_upstream(&mut parts.headers);
         parts.headers.insert(header::HOST, self.host.clone());
         parts.headers.append(header::VIA, HeaderValue::from_static("1.1 seawall"));
         if body.is_end_stream() && matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
             // RFC 9110 §8.6: a method that anticipates content says so when there is none.
             parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        parts.headers.remove(header::AUTHORIZATION);
         match &call.credential {
             Credential::None => {}
             Credential::Passed(value) => {
@@ -343,11 +339,8 @@ fn inbound(
     watch: Watch,
 ) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers);
-    headers::strip_seawall_response(&mut parts.headers);
-    if !is_head && parts.status != StatusCode::NOT_MODIFIED {
-        headers::strip_framing(&mut parts.headers);
-    }
+    let is_framed_anew = !is_head && parts.status != StatusCode::NOT_MODIFIED;
+    headers::strip_for_caller(&mut parts.headers, is_framed_anew);
     parts.extensions = http::Extensions::new();
     let body = UpstreamBody::new(incoming, idle, whole_until, watch);
     let body = if http_body::Body::is_end_stream(&body) { Body::empty() } else { Body::new(body) };
