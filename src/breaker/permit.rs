@@ -110,7 +110,10 @@ impl AttemptObserver for CallPermits {
 
     fn answered(&self, delivery: Delivery, head_after: Duration) {
         // Only probes wait for it.
-        if std::iter::once(&self.global).chain(&self.group).all(|permit| !matches!(permit.kind, Kind::Probe(_))) {
+        if std::iter::once(&self.global)
+            .chain(&self.group)
+            .all(|permit| !matches!(permit.kind, Kind::Probe(_)))
+        {
             return;
         }
         let shared = &self.global.scope.shared;

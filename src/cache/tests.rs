@@ -563,7 +563,7 @@ async fn upstreams_own_fields_of_ours_are_not_believed() {
     world.plan([ok(&lies, "x"), answer(500, &lies, "x")]);
     let got = world.get("/shipments").send().await;
     assert!(got.headers.get("seawall-write-id").is_none() && got.headers.get("x-hop").is_none());
-    got.says("upstream", "seawall; fwd=uri-miss; fwd-status=200; stored; ttl=-1");
+    got.says("upstream", "cdn; hit, seawall; fwd=uri-miss; fwd-status=200; stored; ttl=-1");
     let got = world.get("/ports").send().await;
     let said: Vec<_> = got.headers.get_all("cache-status").iter().collect();
     assert_eq!(said, ["cdn; hit, seawall; fwd=uri-miss; fwd-status=500"]);

@@ -29,6 +29,8 @@ const MOST_SPACE: usize = 64;
 /// How far back from a value its key can begin: a byte that must not be a backslash, the quoted key, white space
 /// and the colon, the value's quote.
 const LOOK_BACK: usize = 1 + "\"file_link\"".len() + MOST_SPACE + 1 + 1;
+/// How often a link comes, where Flexport's objects have many.
+const BYTES_PER_LINK: usize = 256;
 /// What is looked at behind a base: `\/`.
 const LOOK_AHEAD: usize = 2;
 
@@ -295,8 +297,10 @@ impl Rewriter {
                 resume = settled;
                 if let Some(replacement) = &spelling.replacement {
                     if rewritten.is_empty() {
-                        let growth = (chunk.len() - from) / 8;
-                        rewritten.reserve(chunk.len() - from + growth + replacement.len());
+                        // As much as it will be, since what is kept is kept without room to spare.
+                        let left = chunk.len() - from;
+                        let growth = replacement.len().saturating_sub(spelling.text.len());
+                        rewritten.reserve(left + growth * (left / BYTES_PER_LINK + 1));
                     }
                     rewritten.extend_from_slice(&chunk[copied..begins]);
                     rewritten.extend_from_slice(replacement);

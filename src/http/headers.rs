@@ -135,7 +135,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub fn strip_for_upstream(headers: &mut HeaderMap) {
     strip_nominated(headers);
     strip(headers, |name| {
-        is_hop_by_hop(name) || is_framing(name) || is_ours(name) || matches!(*name, AUTHORIZATION | EXPECT | HOST)
+        is_hop_by_hop(name)
+            || is_framing(name)
+            || is_ours(name)
+            || matches!(*name, AUTHORIZATION | EXPECT | HOST)
     });
     super::prefer::remove_wait(headers);
 }

@@ -68,7 +68,10 @@ fn what_goes_to_the_other_side_is_end_to_end_and_not_for_us() {
             ("etag", "\"1\""),
         ]);
         strip_for_caller(&mut headers, is_framed_anew);
-        assert_eq!(headers.remove("content-length").as_ref().map(HeaderValue::as_bytes), length.map(str::as_bytes));
+        assert_eq!(
+            headers.remove("content-length").as_ref().map(HeaderValue::as_bytes),
+            length.map(str::as_bytes)
+        );
         assert_eq!(headers, map(&[("etag", "\"1\"")]));
     }
 }
