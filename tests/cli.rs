@@ -20,8 +20,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use support::{arrivals, simulator, writes};
+use support::{PATIENCE, arrivals, simulator, writes};
 
 /// Nothing listens there.
 const NOWHERE: &str = "http://127.0.0.1:9";
@@ -32,7 +31,7 @@ fn seawall(words: &[&str], env: &[(&str, &str)]) -> Ended {
         .args(words)
         .env_clear()
         .envs(env.iter().copied())
-        .timeout(Duration::from_secs(20))
+        .timeout(PATIENCE)
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -534,7 +533,10 @@ async fn the_admin_token_is_asked_for_and_shown_nowhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_term_ends_with_0_and_a_second_signal_at_once_with_1() {
     let simulator = simulator().await;
-    let setup = Setup::new(&simulator.url(), &["server.drain.grace=15s", "telemetry.log=info,seawall=debug"]);
+    let setup = Setup::new(
+        &simulator.url(),
+        &["server.drain.grace=1h", "upstream.timeout=1h", "telemetry.log=info,seawall=debug"],
+    );
     for signal in [Signal::TERM, Signal::INT] {
         let mut server = setup.start().await;
         server.signal(signal);
@@ -554,9 +556,8 @@ async fn a_term_ends_with_0_and_a_second_signal_at_once_with_1() {
     };
     let (answer, ()) = tokio::join!(call, term);
     assert!(answer.is_err(), "{answer:?}");
-    let started = tokio::time::Instant::now();
+    // Long before the grace ends, and the call with it.
     assert_eq!(server.exit().await, Some(1), "{}", server.log());
-    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

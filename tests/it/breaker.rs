@@ -325,7 +325,7 @@ async fn a_page_of_another_site_turns_no_switch() {
 async fn a_caller_that_sends_slowly_makes_no_upstream_slow() {
     use tokio::io::AsyncWriteExt;
     let upstream = Scripted::start(|_| async { scripted::json(200, "{}") }).await;
-    let sets = ["breaker.slow=300ms", "breaker.stale_deadline=100ms"];
+    let sets = ["breaker.slow=2s", "breaker.stale_deadline=100ms"];
     let proxy = Proxy::start(&upstream.url, &sets).await;
     // No write of a known kind: it streams.
     let head = format!(
@@ -334,9 +334,11 @@ async fn a_caller_that_sends_slowly_makes_no_upstream_slow() {
     );
     let mut stream = tokio::net::TcpStream::connect(proxy.addr()).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
+    // The pace is what is played: longer in all than `slow`.
+    let mut pace = tokio::time::interval(std::time::Duration::from_millis(400));
     for _ in 0..8 {
+        pace.tick().await;
         stream.write_all(b"1\r\nx\r\n").await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     stream.write_all(b"0\r\n\r\n").await.unwrap();
     let answer = chaos::closed(&mut stream).await;

@@ -17,11 +17,14 @@ use tempfile::TempDir;
 pub mod chaos;
 pub mod scripted;
 
-/// Polls until a condition holds; panics with its text after ten seconds.
+/// The most time that a test gives to what must come. It bounds a hang only: machines may be slow and loaded.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls until a condition holds; panics with its text when [`PATIENCE`] ends.
 #[macro_export]
 macro_rules! assert_eventually {
     ($condition:expr) => {{
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + $crate::support::PATIENCE;
         loop {
             if $condition {
                 break;
@@ -203,7 +206,7 @@ pub async fn send(
         request = request.header("content-type", "application/json");
     }
     let request = request.body(Body::from(body.to_owned())).unwrap();
-    let response = tokio::time::timeout(Duration::from_secs(60), http.request(request))
+    let response = tokio::time::timeout(PATIENCE, http.request(request))
         .await
         .expect("no answer within a minute")
         .unwrap_or_else(|error| panic!("{url}: {error:?}"));
