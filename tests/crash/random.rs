@@ -63,6 +63,11 @@ impl Callers {
         told
     }
 
+    /// How many answers they got so far.
+    fn answers(&self) -> usize {
+        self.told.lock().unwrap().values().flatten().filter(|told| told.status != 0).count()
+    }
+
     /// New values for one shipment, one after the other.
     async fn patch(mut self, path: String) {
         let mut n = 0;
@@ -121,7 +126,9 @@ async fn killed_at_random_points_10_times_in_ci_and_100_times_in_a_soak() {
         tasks.push(tokio::spawn(callers.clone().book(caller)));
     }
     for round in 0..rounds {
-        let fault = match dice.u8(0..7) {
+        // Each once, so that there is every kind of load; then as it comes.
+        let kind = u8::try_from(round).ok().filter(|round| *round < 7).unwrap_or_else(|| dice.u8(0..7));
+        let fault = match kind {
             0 => json!([{"kind": "refuse"}]),
             1 => json!([{"kind": "status", "status": 503, "share": 0.3}]),
             2 => json!([{"kind": "latency", "ms_min": 1, "ms_max": 60}]),
@@ -130,6 +137,9 @@ async fn killed_at_random_points_10_times_in_ci_and_100_times_in_a_soak() {
             _ => json!([]),
         };
         simulator.set_faults(fault).unwrap();
+        let before = callers.answers();
+        assert_eventually!(callers.answers() > before + 3);
+        // This is the random instant of the kill, not a wait for anything.
         tokio::time::sleep(Duration::from_millis(dice.u64(20..900))).await;
         server.kill();
         server = setup.start().await;

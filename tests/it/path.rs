@@ -814,7 +814,7 @@ async fn a_stop_finishes_what_is_under_way_and_takes_nothing_new() {
         }
     })
     .await;
-    let mut proxy = Proxy::start(&upstream.url, &["server.drain.grace=15s"]).await;
+    let mut proxy = Proxy::start(&upstream.url, &["server.drain.grace=1h"]).await;
     let url = format!("{}/slow", proxy.url);
     // An idle connection must not hold up the end.
     assert_eq!(proxy.get("/elsewhere").await.status, 200);

@@ -369,7 +369,7 @@ async fn a_thousand_concurrent_callers_make_one_upstream_request() {
 async fn who_waits_for_another_callers_fetch_is_answered_although_that_caller_left() {
     let gate = Arc::new(Semaphore::new(0));
     let upstream = gated(gate.clone()).await;
-    let proxy = Arc::new(Proxy::start(&upstream.url, &[]).await);
+    let proxy = Arc::new(Proxy::start(&upstream.url, &["cache.lock_wait=60s"]).await);
     let url = format!("{}/shipments/1", proxy.url);
     // A client of its own, so that leaving closes the connection.
     let leader = tokio::spawn(async move { send(&client(), Method::GET, &url, &[], "", true).await });

@@ -344,7 +344,7 @@ async fn an_equal_create_without_a_key_is_a_repeat_for_a_while_unless_it_says_ot
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ticket_is_its_owners_and_can_be_taken_back_until_it_is_sent() {
     let (simulator, mut proxy) = start(&[]).await;
-    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    proxy.hold("bookings:write").await;
     let (gone, kept) = (booking("gone"), booking("kept"));
     let gone = proxy.send(Method::POST, "/bookings", &[], &gone).await.ticket();
     let kept = proxy.send(Method::POST, "/bookings", &[], &kept).await.ticket();
@@ -371,7 +371,7 @@ async fn a_ticket_is_its_owners_and_can_be_taken_back_until_it_is_sent() {
         "{answer:?}"
     );
     assert_eq!(proxy.send(Method::DELETE, &path, &[], "").await.status, 409);
-    simulator.clear_faults();
+    proxy.lift("bookings:write").await;
     assert_eq!(settled(&proxy, &kept).await["state"], "done");
     assert_eq!(writes(&simulator), [format!("POST /bookings {}", booking("kept"))]);
     assert_eq!(proxy.send(Method::DELETE, &format!("/_seawall/writes/{kept}"), &[], "").await.status, 409);

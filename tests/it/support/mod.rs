@@ -180,6 +180,19 @@ impl Proxy {
         self.get(&format!("/_seawall/writes/{id}")).await.json()["data"].clone()
     }
 
+    /// Lets no call of this scope go upstream, so that its writes are queued and rest there, until [`Self::lift`].
+    pub async fn hold(&self, scope: &str) {
+        let body = serde_json::json!({"mode": "forced_open", "reason": "held by a test"});
+        let set = self.admin(Method::PUT, &format!("/api/v1/breakers/{scope}/override"), Some(body)).await;
+        assert_eq!(set.status, 200, "{set:?}");
+    }
+
+    /// Ends [`Self::hold`].
+    pub async fn lift(&self, scope: &str) {
+        let set = self.admin(Method::DELETE, &format!("/api/v1/breakers/{scope}/override"), None).await;
+        assert_eq!(set.status, 200, "{set:?}");
+    }
+
     /// A breaker's status.
     pub async fn breaker(&self, scope: &str) -> Value {
         self.admin(Method::GET, &format!("/api/v1/breakers/{scope}"), None).await.json()
