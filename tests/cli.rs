@@ -454,7 +454,7 @@ async fn breakers_by_the_command_line() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queued_writes_by_the_command_line() {
     let simulator = simulator().await;
-    let times = ["upstream.timeout=2s"];
+    let times = ["upstream.timeout=2s", "upstream.connect_timeout=2s"];
     let server = Setup::new(&simulator.url(), &times).start().await;
     assert_eq!(done(operate(&server, &["queue", "list"])).lines().count(), 1);
 
@@ -596,7 +596,7 @@ async fn a_hangup_reads_a_credential_file_again_and_keeps_the_old_one_when_it_is
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_is_ever_logged_nor_on_the_disk_in_clear() {
     let simulator = simulator().await;
-    let times = ["upstream.timeout=2s", "telemetry.log=debug"];
+    let times = ["upstream.timeout=2s", "upstream.connect_timeout=2s", "telemetry.log=debug"];
     let setup = Setup::new(&simulator.url(), &times);
     let server = setup.start().await;
     let token = [("authorization", "Bearer very-secret-flexport-key")];

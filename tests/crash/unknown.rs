@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
-const TIMES: [&str; 1] = ["upstream.timeout=2s"];
+const TIMES: [&str; 2] = ["upstream.timeout=2s", "upstream.connect_timeout=2s"];
 
 /// The only booking that the queue knows.
 async fn only_booking(server: &Server) -> Value {

@@ -178,7 +178,7 @@ async fn a_read_that_hangs_is_answered_stale_in_time_and_sooner_when_the_group_f
     assert!(took >= Duration::from_millis(1900), "{took:?}");
 
     // Never seen: the attempt's own limit, which is a failure.
-    let proxy = Proxy::start(&simulator.url(), &["upstream.timeout=1s"]).await;
+    let proxy = Proxy::start(&simulator.url(), &["upstream.timeout=1s", "upstream.connect_timeout=1s"]).await;
     let unseen = proxy.get("/shipments?per=4").await;
     assert_eq!(unseen.status, 504);
     assert_eq!(unseen.json()["error"]["code"], "seawall_upstream_timeout");
