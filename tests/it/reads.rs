@@ -493,8 +493,10 @@ async fn a_body_that_drips_for_ever_frees_its_key_and_its_slot_and_opens_the_bre
     assert_eq!(proxy.get("/shipments/1").await.source(), "seawall");
     assert_eventually!(proxy.metric("seawall_upstream_in_flight").await < 0.5);
     // Not one that waits for the first: its key is free.
-    proxy.get("/shipments/1").await;
-    assert_eventually!(proxy.breaker("shipments:read").await["state"] == "open");
+    assert_eventually!({
+        proxy.get("/shipments/1").await;
+        proxy.breaker("shipments:read").await["state"] == "open"
+    });
     assert_eventually!(proxy.metric("seawall_upstream_in_flight").await < 0.5);
 }
 
@@ -503,10 +505,13 @@ async fn a_hung_upstream_opens_the_breaker_although_the_route_has_less_time_than
     let gate = Arc::new(Semaphore::new(0));
     let upstream = gated(gate).await;
     let proxy = Proxy::configured(&upstream.url, &TWO_FAILURES, SHORT_ROUTE, |_| {}).await;
-    for _ in 0..2 {
-        assert_eq!(proxy.get("/shipments/1").await.status, 504);
-    }
-    assert_eventually!(proxy.breaker("shipments:read").await["state"] == "open");
+    assert_eq!(proxy.get("/shipments/1").await.status, 504);
+    // A read whose time ends before it is sent, on a slow machine, says nothing of the upstream.
+    assert_eventually!({
+        let status = proxy.get("/shipments/1").await.status.as_u16();
+        assert!(status == 504 || status == 503, "{status}");
+        proxy.breaker("shipments:read").await["state"] == "open"
+    });
 }
 
 // === answers that flow ===
