@@ -20,8 +20,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use support::{arrivals, simulator, writes};
+use support::{PATIENCE, arrivals, simulator, writes};
 
 /// Nothing listens there.
 const NOWHERE: &str = "http://127.0.0.1:9";
@@ -32,7 +31,7 @@ fn seawall(words: &[&str], env: &[(&str, &str)]) -> Ended {
         .args(words)
         .env_clear()
         .envs(env.iter().copied())
-        .timeout(Duration::from_secs(20))
+        .timeout(PATIENCE)
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -174,7 +173,7 @@ async fn a_corrupt_store_is_set_aside_loudly_and_kept() {
     // CURRENT is not needed as long as there is only one epoch.
     std::fs::write(queue.join("CURRENT"), b"\xff\x00garbage").unwrap();
     let server = setup.start().await;
-    assert_eq!(server.state(&id).await, "pending");
+    assert_eventually!(server.state(&id).await == "pending");
     assert!(server.log().contains("CURRENT"), "{}", server.log());
     server.stop().await;
 
@@ -197,7 +196,7 @@ async fn a_corrupt_store_is_set_aside_loudly_and_kept() {
     let next = server.send(Method::POST, "/bookings", &[], r#"{"name":"next"}"#).await.ticket();
     server.kill();
     let server = setup.start().await;
-    assert_eq!(server.state(&next).await, "pending");
+    assert_eventually!(server.state(&next).await == "pending");
     server.stop().await;
 }
 
@@ -217,7 +216,7 @@ async fn a_store_of_a_newer_version_is_left_alone() {
     assert_eq!(std::fs::read_to_string(&version).unwrap(), "99\n");
     std::fs::write(&version, ours).unwrap();
     let server = setup.start().await;
-    assert_eq!(server.state(&id).await, "pending");
+    assert_eventually!(server.state(&id).await == "pending");
     server.stop().await;
 }
 
@@ -545,7 +544,7 @@ async fn breakers_by_the_command_line() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queued_writes_by_the_command_line() {
     let simulator = simulator().await;
-    let times = ["upstream.timeout=700ms", "upstream.connect_timeout=500ms"];
+    let times = ["upstream.timeout=2s", "upstream.connect_timeout=2s"];
     let server = Setup::new(&simulator.url(), &times).start().await;
     assert_eq!(done(operate(&server, &["queue", "list"])).lines().count(), 1);
 
@@ -556,7 +555,8 @@ async fn queued_writes_by_the_command_line() {
         assert_eq!(answer.status, 504, "{answer:?}");
         unknown.push(answer.field("seawall-write-id").to_owned());
     }
-    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    // What waits is not even tried.
+    done(operate(&server, &["breaker", "force-open", "bookings:write", "--reason", "a test"]));
     let waiting = server.send(Method::POST, "/bookings", &[], r#"{"name":"d"}"#).await.ticket();
 
     let table = done(operate(&server, &["queue", "list"]));
@@ -583,6 +583,7 @@ async fn queued_writes_by_the_command_line() {
     operate(&server, &["--yes", "queue", "cancel", &unknown[0], "--reason", "x"]).complains(1, &["409"]);
 
     simulator.clear_faults();
+    done(operate(&server, &["breaker", "auto", "bookings:write"]));
     let resolve = |id: &str, words: &[&str]| {
         operate(&server, &[&["--yes", "queue", "resolve", id, "--reason", "looked"], words].concat())
     };
@@ -624,7 +625,10 @@ async fn the_admin_token_is_asked_for_and_shown_nowhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_term_ends_with_0_and_a_second_signal_at_once_with_1() {
     let simulator = simulator().await;
-    let setup = Setup::new(&simulator.url(), &["server.drain.grace=15s", "telemetry.log=info,seawall=debug"]);
+    let setup = Setup::new(
+        &simulator.url(),
+        &["server.drain.grace=1h", "upstream.timeout=1h", "telemetry.log=info,seawall=debug"],
+    );
     for signal in [Signal::TERM, Signal::INT] {
         let mut server = setup.start().await;
         server.signal(signal);
@@ -644,9 +648,8 @@ async fn a_term_ends_with_0_and_a_second_signal_at_once_with_1() {
     };
     let (answer, ()) = tokio::join!(call, term);
     assert!(answer.is_err(), "{answer:?}");
-    let started = tokio::time::Instant::now();
+    // Long before the grace ends, and the call with it.
     assert_eq!(server.exit().await, Some(1), "{}", server.log());
-    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -681,7 +684,7 @@ async fn a_hangup_reads_a_credential_file_again_and_keeps_the_old_one_when_it_is
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_is_ever_logged_nor_on_the_disk_in_clear() {
     let simulator = simulator().await;
-    let times = ["upstream.timeout=700ms", "upstream.connect_timeout=500ms", "telemetry.log=debug"];
+    let times = ["upstream.timeout=2s", "upstream.connect_timeout=2s", "telemetry.log=debug"];
     let setup = Setup::new(&simulator.url(), &times);
     let server = setup.start().await;
     let token = [("authorization", "Bearer very-secret-flexport-key")];
