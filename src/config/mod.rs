@@ -15,6 +15,7 @@ mod resolve;
 mod schema;
 mod secret;
 mod snapshot;
+mod tls;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -25,3 +26,4 @@ pub use raw::Settings;
 pub use reload::{Live, NEEDS_RESTART, ReloadReport};
 pub use secret::Secret;
 pub use snapshot::{Caller, Snapshot};
+pub use tls::UpstreamTls;

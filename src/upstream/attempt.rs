@@ -7,7 +7,7 @@
 //! sent, and without it an idle connection that the upstream closed would turn a live write into a queued one.
 
 use super::body::{InFlight, UpstreamBody, Watch};
-use super::client::Client;
+use super::client::{Client, Taken};
 use crate::context::{
     AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, WholeUntil, is_safe,
 };
@@ -21,7 +21,6 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::connect::capture_connection;
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
@@ -197,14 +196,17 @@ impl Shared {
         };
         if let Some(bytes) = request.body().as_bytes() {
             // What only reads may be sent again in any case, so how far a connection had come does not matter.
-            let connection = (!is_safe(request.method())).then(|| capture_connection(&mut request));
+            let taken = (!is_safe(request.method())).then(Taken::default);
+            if let Some(taken) = &taken {
+                request.extensions_mut().insert(taken.clone());
+            }
             let until = deadline.min(*started + limit);
             began();
             return match tokio::time::timeout_at(until, self.send(request, bytes, call.resends_unsent)).await
             {
                 Ok(result) => result,
-                Err(_) => match connection {
-                    Some(connection) if connection.connection_metadata().is_none() => {
+                Err(_) => match taken {
+                    Some(taken) if !taken.is_set() => {
                         Err(ProxyError::Connect("no connection in time".to_owned()))
                     }
                     _ => Err(ProxyError::HeadTimeout),
