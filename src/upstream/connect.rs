@@ -262,11 +262,6 @@ impl Failure {
     pub(super) fn into_message(self) -> String {
         self.message
     }
-
-    #[cfg(test)]
-    pub(super) fn stage(&self) -> Stage {
-        self.stage
-    }
 }
 
 // === impl Stream ===

@@ -16,6 +16,8 @@ mod h2;
 mod links;
 mod probe;
 mod proxy;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use attempt::Attempt;
