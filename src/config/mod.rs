@@ -15,9 +15,9 @@ mod resolve;
 mod schema;
 mod secret;
 mod snapshot;
-mod tls;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod validate;
 
 pub use diagnose::{Diagnostics, Origin, Origins, Problem};

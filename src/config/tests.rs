@@ -729,10 +729,22 @@ mod upstream {
             ("ca_file = \"DIR/folder\"", "upstream.tls.ca_file", "folder` is a folder, a file is expected"),
             ("ca_file = \"DIR/text.pem\"", "upstream.tls.ca_file", "holds no certificate"),
             ("ca_file = \"DIR/cut.pem\"", "upstream.tls.ca_file", "is not good PEM"),
-            ("ca_file = \"DIR/not-x509.pem\"", "upstream.tls.ca_file", "certificate 1 of the file cannot be used"),
+            (
+                "ca_file = \"DIR/not-x509.pem\"",
+                "upstream.tls.ca_file",
+                "certificate 1 of the file cannot be used",
+            ),
             ("platform_roots = false", "upstream.tls.ca_file", "nobody would be trusted"),
-            ("cert_file = \"DIR/cert.pem\"", "upstream.tls.key_file", "is required, because `upstream.tls.cert_file`"),
-            ("key_file = \"DIR/key.pem\"", "upstream.tls.cert_file", "is required, because `upstream.tls.key_file`"),
+            (
+                "cert_file = \"DIR/cert.pem\"",
+                "upstream.tls.key_file",
+                "is required, because `upstream.tls.cert_file`",
+            ),
+            (
+                "key_file = \"DIR/key.pem\"",
+                "upstream.tls.cert_file",
+                "is required, because `upstream.tls.key_file`",
+            ),
             (
                 "cert_file = \"DIR/cert.pem\"\nkey_file = \"DIR/other.pem\"",
                 "upstream.tls.key_file",
@@ -773,7 +785,10 @@ mod upstream {
         assert!(basic.is_sensitive());
         assert_eq!(value("whole").unwrap(), "Bearer abc.def");
         let error = value("bad").unwrap_err().to_string();
-        assert!(error.contains("upstream.proxy_authorization_file") && !error.contains("onlyoneword"), "{error}");
+        assert!(
+            error.contains("upstream.proxy_authorization_file") && !error.contains("onlyoneword"),
+            "{error}"
+        );
         for (line, what) in [
             ("proxy = \"http://user:hunter2@proxy:3128\"", "must not hold a user name or password"),
             ("proxy = \"https://proxy:3128\"", "begins with http://"),

@@ -86,7 +86,9 @@ fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(bytes).collect();
     let found = found.map_err(|error| format!("the file is not good PEM: {error}"))?;
     if found.is_empty() {
-        return Err("the file holds no certificate; PEM with `-----BEGIN CERTIFICATE-----` is expected".into());
+        return Err(
+            "the file holds no certificate; PEM with `-----BEGIN CERTIFICATE-----` is expected".into()
+        );
     }
     Ok(found)
 }
@@ -119,12 +121,17 @@ fn private_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
     })
 }
 
-fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<CertifiedKey, String> {
-    CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            "is not the key of the first certificate in `upstream.tls.cert_file`".to_owned()
+fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<CertifiedKey, String> {
+    CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider()).map_err(|error| {
+        match error {
+            rustls::Error::InconsistentKeys(_) => {
+                "is not the key of the first certificate in `upstream.tls.cert_file`".to_owned()
+            }
+            error => format!("cannot be used with the certificate in `upstream.tls.cert_file`: {error}"),
         }
-        error => format!("cannot be used with the certificate in `upstream.tls.cert_file`: {error}"),
     })
 }
 

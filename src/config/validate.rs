@@ -230,7 +230,10 @@ fn egress(upstream: &Upstream, checker: &mut Checker<'_>) {
     );
     if upstream.proxy.is_empty() {
         if sources > 0 {
-            checker.say(key, "is empty, but `upstream.proxy_authorization_file` or `_env` is set; name the proxy");
+            checker.say(
+                key,
+                "is empty, but `upstream.proxy_authorization_file` or `_env` is set; name the proxy",
+            );
         }
         return;
     }
@@ -263,8 +266,16 @@ fn upstream_tls(upstream: &Upstream, checker: &mut Checker<'_>) {
         );
     }
     for (key, other, is_missing) in [
-        ("upstream.tls.key_file", "upstream.tls.cert_file", is_empty(&tls.key_file) && !is_empty(&tls.cert_file)),
-        ("upstream.tls.cert_file", "upstream.tls.key_file", is_empty(&tls.cert_file) && !is_empty(&tls.key_file)),
+        (
+            "upstream.tls.key_file",
+            "upstream.tls.cert_file",
+            is_empty(&tls.key_file) && !is_empty(&tls.cert_file),
+        ),
+        (
+            "upstream.tls.cert_file",
+            "upstream.tls.key_file",
+            is_empty(&tls.cert_file) && !is_empty(&tls.key_file),
+        ),
     ] {
         if is_missing {
             checker.say_because(key, other, format!("is required, because `{other}` is set"));

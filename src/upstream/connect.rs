@@ -103,9 +103,9 @@ impl Connector {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-        let mut results = RESULTS.iter().map(|&result| {
-            metrics.upstream_connects.get_or_create(&ResultLabels { result }).clone()
-        });
+        let mut results = RESULTS
+            .iter()
+            .map(|&result| metrics.upstream_connects.get_or_create(&ResultLabels { result }).clone());
         Ok(Self {
             host: base.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
             port: base.port_u16().unwrap_or(if is_https { 443 } else { 80 }),
@@ -186,18 +186,26 @@ impl Connector {
         limit: Limit,
     ) -> Result<TlsStream<TcpStream>, Failure> {
         let host = &self.host;
-        let failed = |text: String| Failure::new(Stage::Tls, format!("TLS with {host}: {text}"));
-        let name = ServerName::try_from(host.clone()).map_err(|error| failed(error.to_string()))?;
+        let failed = |stage, text: String| Failure::new(stage, format!("TLS with {host}: {text}"));
+        let name =
+            ServerName::try_from(host.clone()).map_err(|error| failed(Stage::Tls, error.to_string()))?;
         let handshake = tls.connector(&snapshot.upstream_tls).connect(name, stream);
         let stream = limit.hold("the TLS handshake", handshake).await?.map_err(|error| {
-            let hint = match tls_error(&error) {
-                Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
-                    "; if a private authority has signed its certificate, name it in `upstream.tls.ca_file`"
+            use rustls::{AlertDescription, CertificateError, Error};
+            let (stage, hint) = match tls_error(&error) {
+                Some(Error::InvalidCertificate(
+                    CertificateError::UnknownIssuer | CertificateError::BadSignature,
+                )) => (
+                    Stage::Tls,
+                    "; if a private authority has signed its certificate, name it in `upstream.tls.ca_file`",
+                ),
+                Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+                    (Stage::Protocol, "; it does not speak what `upstream.protocol` says")
                 }
-                Some(error) if is_about_our_certificate(error) => CLIENT_CERTIFICATE_HINT,
-                _ => "",
+                Some(error) if is_about_our_certificate(error) => (Stage::Tls, CLIENT_CERTIFICATE_HINT),
+                _ => (Stage::Tls, ""),
             };
-            failed(format!("{error}{hint}"))
+            failed(stage, format!("{error}{hint}"))
         })?;
         if self.protocol == Protocol::H2 && stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             let what = format!(
@@ -247,7 +255,10 @@ impl Limit {
     /// The future's output, within the limit.
     pub(super) async fn hold<F: Future>(self, what: &str, future: F) -> Result<F::Output, Failure> {
         tokio::time::timeout_at(self.at, future).await.map_err(|_| {
-            Failure::new(Stage::Timeout, format!("no connection within {:?}: it waited for {what}", self.whole))
+            Failure::new(
+                Stage::Timeout,
+                format!("no connection within {:?}: it waited for {what}", self.whole),
+            )
         })
     }
 }

@@ -218,22 +218,8 @@ impl Pool {
         // Not held by what it drives: when all others have dropped the pool, the sender in it goes, and this ends.
         drop(self);
         let retire = async {
-            let mut at = Instant::now() + idle_timeout;
-            loop {
+            while let Some(at) = weak.upgrade().and_then(|shared| Pool(shared).retire(number, idle_timeout)) {
                 tokio::time::sleep_until(at).await;
-                let Some(shared) = weak.upgrade() else { return };
-                let pool = Pool(shared);
-                let mut state = pool.state();
-                let State::Open(current) = &*state else { return };
-                if current.number != number {
-                    return;
-                }
-                at = current.retires_at.min(current.used_at + idle_timeout);
-                if at <= Instant::now() {
-                    // With the last sender it closes by itself, when its streams have ended.
-                    *state = State::None;
-                    return;
-                }
             }
         };
         let mut connection = pin!(connection);
@@ -244,12 +230,25 @@ impl Pool {
         if let Err(error) = result {
             tracing::debug!("a connection to the upstream ended: {}", chain(&error));
         }
-        let Some(shared) = weak.upgrade() else { return };
-        let pool = Pool(shared);
-        let mut state = pool.state();
-        if matches!(&*state, State::Open(current) if current.number == number) {
-            *state = State::None;
+        if let Some(shared) = weak.upgrade() {
+            Pool(shared).retire(number, Duration::ZERO);
         }
+    }
+
+    /// Takes a connection out of use when it is too old, or unused for so long: with the last sender it closes by
+    /// itself, when its streams have ended. When to look again, unless it is out of use.
+    fn retire(&self, number: u64, idle_timeout: Duration) -> Option<Instant> {
+        let mut state = self.state();
+        let State::Open(current) = &*state else { return None };
+        if current.number != number {
+            return None;
+        }
+        let at = current.retires_at.min(current.used_at + idle_timeout);
+        if at > Instant::now() {
+            return Some(at);
+        }
+        *state = State::None;
+        None
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

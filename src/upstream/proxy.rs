@@ -119,7 +119,14 @@ mod tests {
         ] {
             assert_eq!(status_of(line.as_bytes()).unwrap().as_u16(), status, "{line}");
         }
-        for line in ["", "HTTP/1.1 20\r\n", "HTTP/1.1 2000 x\r\n", "HTTP/2 200\r\n", "HTTP/1.1  200\r\n", "ICY 200 OK\r\n"] {
+        for line in [
+            "",
+            "HTTP/1.1 20\r\n",
+            "HTTP/1.1 2000 x\r\n",
+            "HTTP/2 200\r\n",
+            "HTTP/1.1  200\r\n",
+            "ICY 200 OK\r\n",
+        ] {
             assert!(status_of(line.as_bytes()).is_err(), "{line}");
         }
     }
@@ -165,9 +172,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_follows_the_head_belongs_to_the_tunnel() {
-        let (result, rest) = answered(&[b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nbytes of the tunnel"]).await;
+        let (result, rest) =
+            answered(&[b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nbytes of the tunnel"]).await;
         assert_eq!((result, rest.as_slice()), (Ok(()), b"bytes of the tunnel".as_slice()));
-        let (result, rest) = answered(&[b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2", b"00 OK\r\n", b"\r", b"\nx"]).await;
+        let (result, rest) =
+            answered(&[b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2", b"00 OK\r\n", b"\r", b"\nx"]).await;
         assert_eq!((result, rest.as_slice()), (Ok(()), b"x".as_slice()));
     }
 
@@ -176,7 +185,10 @@ mod tests {
         const LONG: &[&[u8]] = &[b"HTTP/1.1 200 OK\r\nA: ", &[b'x'; 20_000]];
         let cases: [(&'static [&'static [u8]], &str); 7] = [
             (&[b"HTTP/1.1 407 Who?\r\n\r\n"], "with 407 Proxy Authentication Required; it does not take"),
-            (&[b"HTTP/1.1 502 Bad\r\nContent-Length: 3\r\n\r\nbad"], "to api.flexport.com:443 with 502 Bad Gateway"),
+            (
+                &[b"HTTP/1.1 502 Bad\r\nContent-Length: 3\r\n\r\nbad"],
+                "to api.flexport.com:443 with 502 Bad Gateway",
+            ),
             (&[b"SSH-2.0-OpenSSH_9.6\r\n"], "did not answer CONNECT in HTTP/1.1"),
             (&[b"\x15\x03\x03\x00\x02\x02\x46"], "did not answer CONNECT in HTTP/1.1"),
             (&[], "closed the connection without an answer"),

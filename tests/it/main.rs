@@ -10,4 +10,5 @@ mod identity;
 mod path;
 mod reads;
 mod support;
+mod upstream;
 mod writes;

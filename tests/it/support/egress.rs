@@ -73,7 +73,9 @@ async fn tunnel(mut stream: TcpStream, authorization: Option<&str>, log: Arc<Mut
     };
     log.lock().unwrap().push(target.to_owned());
     if field(&head, "proxy-authorization") != authorization {
-        let _ = stream.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n").await;
+        let _ = stream
+            .write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            .await;
         return;
     }
     let Ok(mut to) = TcpStream::connect(target).await else {
@@ -90,9 +92,10 @@ impl TlsFront {
     /// Before `upstream`, with this protocol of ALPN; asks for a client certificate of the authority when it must.
     pub async fn start(upstream: SocketAddr, pki: &Pki, alpn: &[u8], asks_for_client: bool) -> Self {
         let ca = CertificateDer::from_pem_slice(pki.ca.as_bytes()).unwrap();
-        let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap();
+        let builder =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap();
         let builder = if asks_for_client {
             let mut roots = RootCertStore::empty();
             roots.add(ca).unwrap();
@@ -143,7 +146,9 @@ impl Pki {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(rcgen::DnType::CommonName, "a test's authority");
+        // A name of its own: of two with the same name the wrong one is taken for the right one with a wrong key.
+        let name = format!("a test's authority {}", uuid::Uuid::new_v4());
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let leaf = |name: &str, purpose| {
             let key = KeyPair::generate().unwrap();

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub mod chaos;
+pub mod egress;
 pub mod scripted;
 
 /// Polls until a condition holds; panics with its text after ten seconds.
@@ -38,7 +39,7 @@ pub const TOKEN: &str = "Bearer test-api-key-0001";
 /// A proxy with its folder.
 pub struct Proxy {
     /// Running; `None` after a stop.
-    app: Option<App>,
+    pub app: Option<App>,
     /// Of the data listener.
     pub url: String,
     /// Of the admin listener.
