@@ -93,9 +93,8 @@ fn end_of_head(head: &[u8], known: usize) -> Option<usize> {
 /// The status of a head: `HTTP/1.x 200 whatever`.
 fn status_of(head: &[u8]) -> Result<StatusCode, String> {
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let code = match line {
-        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0' | b'1', b' ', code @ ..] => code,
-        _ => return Err(NOT_HTTP.to_owned()),
+    let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0' | b'1', b' ', code @ ..] = line else {
+        return Err(NOT_HTTP.to_owned());
     };
     let (code, rest) = code.split_at_checked(3).ok_or(NOT_HTTP)?;
     if !matches!(rest.first(), None | Some(b' ')) {

@@ -513,19 +513,20 @@ async fn who_leaves_costs_no_other_one_its_connection() {
         // Takes the good tunnel and keeps it busy.
         let first = client.send(request(&server.url)).await.unwrap();
         let until = tokio::time::Instant::now() + PATIENCE;
-        let begin = |tunnel: usize| {
-            let (client, base, tunnels) = (client.clone(), server.url.clone(), &tunnels);
-            async move {
-                let task = tokio::spawn(async move { ask(&client, &base).await });
-                while tunnels.connections() < tunnel {
-                    assert!(tokio::time::Instant::now() < until, "no tunnel {tunnel} is asked for");
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                task
+        let begin = || {
+            let (client, base) = (client.clone(), server.url.clone());
+            tokio::spawn(async move { ask(&client, &base).await })
+        };
+        let asked_for = async |tunnel: usize| {
+            while tunnels.connections() < tunnel {
+                assert!(tokio::time::Instant::now() < until, "no tunnel {tunnel} is asked for");
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let leaver = begin(2).await;
-        let stayer = begin(3).await;
+        let leaver = begin();
+        asked_for(2).await;
+        let stayer = begin();
+        asked_for(3).await;
         leaver.abort();
         let _ = leaver.await;
         if is_refused {

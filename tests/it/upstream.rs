@@ -11,6 +11,7 @@ use seawall::sim::{LINK_BASE, Options, Simulator};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -269,21 +270,17 @@ async fn connections_end_at_their_age_and_when_unused_and_are_counted() {
 
 #[tokio::test]
 async fn a_frozen_h2_connection_is_cut_and_not_waited_for() {
-    // Relays until it is told to fall silent, with the connection open. Later connections are not touched.
+    // Relays until one connection is told to fall silent, and stays open. Later ones are not touched.
     let simulator = simulator().await;
     let (silence, silenced) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (to, when, tell) = (simulator.addr(), silence.clone(), silenced.clone());
-    let middle = Chaos::start(move |mut stream, number| {
+    let middle = Chaos::start(move |mut stream, _| {
         let (when, tell) = (when.clone(), tell.clone());
         async move {
             let mut to = TcpStream::connect(to).await.unwrap();
             let relay = tokio::io::copy_bidirectional(&mut stream, &mut to);
-            if number > 0 {
-                let _ = relay.await;
-                return;
-            }
             tokio::select! {
-                _ = relay => panic!("the first connection stays"),
+                _ = relay => return,
                 () = when.notified() => tell.notify_one(),
             }
             std::future::pending::<()>().await;
@@ -302,7 +299,8 @@ async fn a_frozen_h2_connection_is_cut_and_not_waited_for() {
     let fresh = proxy.get("/shipments?per=3").await;
     assert_eq!(fresh.status, 200);
     silence.notify_one();
-    silenced.notified().await;
+    // A slow machine may have lost its connection meanwhile; then the next one takes the word.
+    let _ = tokio::time::timeout(Duration::from_secs(5), silenced.notified()).await;
     let stale = proxy.get("/shipments?per=3").await;
     assert_eq!((stale.status.as_u16(), stale.source()), (200, "stale"), "{stale:?}");
     assert_eq!(stale.body, fresh.body);

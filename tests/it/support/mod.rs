@@ -18,11 +18,11 @@ pub mod chaos;
 pub mod egress;
 pub mod scripted;
 
-/// Polls until a condition holds; panics with its text after ten seconds.
+/// Polls until a condition holds; panics with its text after a minute.
 #[macro_export]
 macro_rules! assert_eventually {
     ($condition:expr) => {{
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
         loop {
             if $condition {
                 break;
