@@ -135,8 +135,9 @@ impl App {
 
         let base =
             settings.upstream.base_url.parse().map_err(|_| config_error("upstream.base_url is not a URL"))?;
-        let client =
-            Client::new(&settings.upstream).map_err(|error| StartError::Failed(error.to_string()))?;
+        let current = config.clone();
+        let client = Client::new(Arc::new(move || current.current()), &metrics)
+            .map_err(|error| StartError::Failed(error.to_string()))?;
         let attempt = Attempt::new(client, &base, &groups, clock, metrics.clone())
             .map_err(|_| config_error("upstream.base_url has no usable host"))?;
         let upstream = if is_strict {

@@ -20,6 +20,7 @@ mod show;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod validate;
 
 pub use diagnose::{Diagnostics, Origin, Origins, Problem};
@@ -30,4 +31,5 @@ pub use reload::{LastReload, Live, NEEDS_RESTART, ReloadReport, Trigger};
 pub use secret::Secret;
 pub use show::Shown;
 pub use snapshot::{Caller, Snapshot};
+pub use tls::UpstreamTls;
 pub use validate::log_filter;

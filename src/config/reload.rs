@@ -42,11 +42,10 @@ pub const NEEDS_RESTART: &[&str] = &[
     "server.public_url",
     "upstream.base_url",
     "upstream.link_bases",
-    // The client's pool is made once.
-    "upstream.connect_timeout",
+    // The client's pool is made once; how a connection is made is looked up for each.
+    "upstream.protocol",
     "upstream.idle_timeout",
     "upstream.max_idle",
-    "upstream.tcp_keepalive",
     // Memory and slots are divided once.
     "limiter.max",
     "cache.memory",

@@ -32,6 +32,10 @@ pub struct Metrics {
     pub attempt_seconds: Family<GroupLabels, Histogram, fn() -> Histogram>,
     /// Calls of the upstream in flight.
     pub upstream_in_flight: Gauge,
+    /// Connections to the upstream that are open.
+    pub upstream_connections: Gauge,
+    /// Connections to the upstream begun, by result: `ok`, `dns`, `tcp`, `proxy`, `tls`, `protocol`, `timeout`.
+    pub upstream_connects: Family<ResultLabels, Counter>,
     /// A breaker's state: 0 closed, 1 ramping, 2 half-open, 3 open.
     pub breaker_state: Family<ScopeLabels, Gauge>,
     /// A breaker's override: 0 auto, 1 observe, 2 forced closed, 3 forced open.
@@ -200,6 +204,10 @@ impl Metrics {
         );
         let upstream_in_flight =
             metric!("upstream_in_flight", "Calls of the upstream in flight", Gauge::default());
+        let upstream_connections =
+            metric!("upstream_connections", "Connections to the upstream open", Gauge::default());
+        let upstream_connects =
+            metric!("upstream_connects", "Connections to the upstream begun by result", Family::default());
         let breaker_state = metric!(
             "breaker_state",
             "Automatic state: 0 closed, 1 ramping, 2 half-open, 3 open",
@@ -270,6 +278,8 @@ impl Metrics {
             attempts,
             attempt_seconds,
             upstream_in_flight,
+            upstream_connections,
+            upstream_connects,
             breaker_state,
             breaker_override,
             breaker_transitions,

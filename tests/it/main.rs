@@ -11,4 +11,5 @@ mod identity;
 mod path;
 mod reads;
 mod support;
+mod upstream;
 mod writes;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub mod chaos;
+pub mod egress;
 pub mod scripted;
 
 /// The most time that a test gives to what must come. It bounds a hang only: machines may be slow and loaded.
@@ -41,7 +42,7 @@ pub const TOKEN: &str = "Bearer test-api-key-0001";
 /// A proxy with its folder.
 pub struct Proxy {
     /// Running; `None` after a stop.
-    app: Option<App>,
+    pub app: Option<App>,
     /// Of the data listener.
     pub url: String,
     /// Of the admin listener.
