@@ -69,6 +69,13 @@ impl Snapshot {
         if self.admin_token != next.admin_token {
             say("admin", "token", !next.settings.admin.token_file.as_os_str().is_empty());
         }
+        if self.proxy_authorization != next.proxy_authorization {
+            say(
+                "upstream",
+                "proxy_authorization",
+                !next.settings.upstream.proxy_authorization_file.as_os_str().is_empty(),
+            );
+        }
         for (alias, value) in &next.credentials {
             if self.credentials.get(alias) != Some(value)
                 && let Some(alias_of) = next.settings.credentials.alias.get(&**alias)
@@ -80,6 +87,19 @@ impl Snapshot {
         for (index, caller) in next.callers.iter().enumerate() {
             if self.callers.get(index).is_none_or(|old| old.token_sha256 != caller.token_sha256) {
                 changed.push(format!("caller[{index}]"));
+            }
+        }
+        let tls = &next.settings.upstream.tls;
+        if self.upstream_tls.digest != next.upstream_tls.digest
+            && !changed.iter().any(|key| key.starts_with("upstream.tls."))
+        {
+            // Which of them has other contents is not kept.
+            for (name, file) in
+                [("ca_file", &tls.ca_file), ("cert_file", &tls.cert_file), ("key_file", &tls.key_file)]
+            {
+                if !file.as_os_str().is_empty() {
+                    changed.push(format!("upstream.tls.{name}"));
+                }
             }
         }
         let mut seen = BTreeSet::new();
