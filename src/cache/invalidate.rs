@@ -15,8 +15,9 @@
 
 use super::key::Places;
 use crate::ids::PartitionId;
+use foldhash::quality::RandomState;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -62,7 +63,7 @@ impl Marks {
             sequence: AtomicU64::new(1),
             floor: AtomicU64::new(0),
             shards: std::array::from_fn(|_| Mutex::default()),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
         }
     }
 

@@ -7,9 +7,11 @@ mod args;
 mod breaker;
 mod check;
 mod client;
+mod config;
 #[cfg(feature = "simulator")]
 mod demo;
 mod health;
+mod man;
 mod output;
 mod queue;
 mod serve;
@@ -46,7 +48,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Breaker(command) => breaker::run(&cli.operator, &command),
         Command::Queue(command) => queue::run(&cli.operator, &command),
         Command::Health(command) => health::run(&cli.operator, command),
+        Command::Config(command) => config::run(&cli.operator, &command),
         Command::Completions(args) => args.print(),
+        Command::Man(args) => man::run(&args),
     };
     match exit {
         Exit::Done => ExitCode::SUCCESS,
