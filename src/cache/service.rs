@@ -15,6 +15,7 @@ use super::policy::{Ask, Terms, Use};
 use crate::config::raw::Profile;
 use crate::context::{BoxFuture, Credential, Lane, RequestContext, Upstream, is_safe};
 use crate::error::ProxyError;
+use crate::flexport::incremental::is_incremental;
 use crate::http::Body;
 use crate::http::cache_status::{Forward, Member};
 use crate::http::delivery::{self, Class, Delivery};
@@ -259,7 +260,8 @@ impl Cache {
             &parts.headers,
             if self.is_strict { &[] } else { &KEYED },
         );
-        let ask = Ask::of(&parts.headers, settings.cache.honour_request_cc);
+        let mut ask = Ask::of(&parts.headers, settings.cache.honour_request_cc);
+        ask.is_incremental = !self.is_strict && is_incremental(target.query());
         Ok(Read {
             context,
             partition,

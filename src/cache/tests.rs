@@ -865,6 +865,40 @@ async fn a_copy_too_old_does_not_stand_in() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_incremental_sync_is_never_answered_with_old_data() {
+    let sync = "/shipments?sort=updated_at&f.updated_at.gt=2026-05-01T00:00:00Z";
+    let stretched = [("cache-control", "max-age=1, stale-while-revalidate=60")];
+    for (case, (copy, step)) in [
+        (ok(&[], "old"), breaker_open()),
+        (ok(&[], "old"), Step::Fail(ProxyError::Connect("refused".into()))),
+        (ok(&[], "old"), Step::Cut),
+        (ok(&[], "old"), answer(503, &[("retry-after", "9")], "no")),
+        (ok(&[], "old"), answer(429, &[], "no")),
+        (ok(&stretched, "old"), breaker_open()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let world = world();
+        world.plan([copy.clone(), step.clone(), copy, step]);
+        world.get(sync).send().await;
+        secs(5).await;
+        let got = world.get(sync).with("cache-control", "max-stale").try_send().await;
+        assert!(got.is_err() || got.is_ok_and(|got| got.status.as_u16() >= 429), "case {case}");
+        assert_eq!((world.asked(), world.cache.stats().stale_served), (2, 0), "case {case}");
+        // Beside it, who just looks is served.
+        world.get("/shipments?sort=updated_at").send().await;
+        secs(5).await;
+        assert_eq!(world.get("/shipments?sort=updated_at").send().await.header("seawall-source"), "stale");
+    }
+    // What is fresh is not old.
+    let world = world();
+    world.plan([ok(&[("cache-control", "max-age=60")], "new")]);
+    world.get(sync).send().await;
+    assert_eq!(world.get(sync).send().await.header("seawall-source"), "cache");
+}
+
+#[tokio::test(start_paused = true)]
 async fn directives_against_stale_hold_unless_the_route_overrides_them() {
     for (cache_control, without) in [
         ("max-age=0, private, must-revalidate", false),
