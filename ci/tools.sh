@@ -18,6 +18,7 @@ has ps || packages+=(procps)
 has timeout || packages+=(coreutils)
 has node || packages+=(nodejs)
 has npm || packages+=(npm)
+has python3 || packages+=(python3)
 if ((${#packages[@]})); then
   if has apt-get && [[ $(id -u) == 0 ]]; then
     say "installing ${packages[*]}"
