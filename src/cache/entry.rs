@@ -170,6 +170,20 @@ impl Entry {
         }
     }
 
+    /// The request fields that `Vary` names, with the values that selected it.
+    pub(crate) fn selecting(&self) -> &[(HeaderName, Vec<HeaderValue>)] {
+        &self.selecting
+    }
+
+    /// The fields that came from the origin, without ours.
+    pub(crate) fn origin_fields(&self) -> HeaderMap {
+        let mut head = self.head.clone();
+        for name in [AGE, CACHE_STATUS, SEAWALL_SOURCE, SEAWALL_DATA_AS_OF] {
+            head.remove(name);
+        }
+        head
+    }
+
     /// The bytes it takes.
     pub(crate) fn weight(&self) -> usize {
         let head: usize =

@@ -18,6 +18,7 @@
 
 mod answer;
 mod counters;
+mod disk;
 mod entry;
 mod fetch;
 mod flight;
@@ -31,6 +32,7 @@ mod rest;
 mod service;
 
 pub use counters::Stats;
+pub use disk::{DiskOptions, DiskStats, Listed, Which};
 pub use layer::CacheLayer;
 pub use service::{CacheFuture, CacheService};
 
