@@ -134,7 +134,7 @@ pub struct Call {
 
 /// Until when a body that is read into memory has to be whole. A body that drips is never idle, and would hold what
 /// waits for it, a slot and its permits for as long as it likes. Lifted when the body turns out to be one that is
-/// passed on to a caller, who may read it as slowly as it wants.
+/// only passed on to a caller, who may read it as slowly as it wants.
 #[derive(Debug)]
 pub struct WholeUntil {
     until: Instant,

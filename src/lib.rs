@@ -36,3 +36,6 @@ pub mod app;
 pub mod cli;
 #[cfg(feature = "simulator")]
 pub mod sim;
+
+#[cfg(test)]
+mod tests;

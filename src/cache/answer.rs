@@ -12,20 +12,21 @@
 
 use super::Cache;
 use super::entry::{Confirmed, Entry};
-use super::flight::{Answer, Outcome};
+use super::flight::{Answer, Flowing, Outcome};
 use super::policy::{self, Refused};
 use super::service::{Found, Read};
 use crate::error::ProxyError;
 use crate::flexport::problem;
 use crate::http::Body;
 use crate::http::cache_status::{Forward, Member};
+use crate::http::date;
 use crate::http::delivery::{self, Delivery, Refusal};
 use crate::http::headers::{
     CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_PENDING_WRITES, SEAWALL_SOURCE, SEAWALL_STALE_REASON,
 };
 use http::header::{
     AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    EXPIRES, RETRY_AFTER,
+    DATE, EXPIRES, RETRY_AFTER,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
@@ -234,7 +235,29 @@ impl Cache {
         {
             return copy;
         }
+        let response = unless_unchanged(read, response, &self.now());
         self.passed(read, response, Member::forwarded(found.forward).forward_status(status))
+    }
+
+    /// An answer that is on its way. It says `stored` when it will be at its end; nothing that is sent before can know
+    /// whether that comes.
+    pub(crate) fn flowing(&self, read: &Read, found: &Found, flowing: Flowing) -> Response<Body> {
+        let Flowing { response, facts, came_at, is_kept } = flowing;
+        let now = self.now();
+        let age = facts.age(came_at.since(&now));
+        let said = Member::forwarded(found.forward)
+            .forward_status(response.status())
+            .ttl(facts.ttl(age))
+            .stored(is_kept);
+        let mut response = unless_unchanged(read, response, &now);
+        let headers = response.headers_mut();
+        if facts.came_with_age {
+            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+        }
+        if !headers.contains_key(DATE) {
+            headers.insert(DATE, date::http_date(came_at.at));
+        }
+        self.passed(read, response, said)
     }
 
     /// Refuses a read that may only be answered from a copy (RFC 9111 §5.2.1.7).
@@ -322,6 +345,17 @@ impl Cache {
 pub(crate) fn may_stand_in(read: &Read, entry: &Entry, why: Why, now: &Confirmed) -> Result<(), Refused> {
     let since = entry.confirmed.since(now);
     entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)
+}
+
+/// The answer, or a 304 when the caller's own copy is as good.
+fn unless_unchanged(read: &Read, response: Response<Body>, now: &Confirmed) -> Response<Body> {
+    if response.status() != StatusCode::OK || !policy::is_unchanged(&read.headers, response.headers(), now.at)
+    {
+        return response;
+    }
+    let mut response = response.map(|_| Body::empty());
+    shorten(&mut response);
+    response
 }
 
 /// Makes a 304 of it (RFC 9110 §15.4.5): without what describes a content that is not sent.

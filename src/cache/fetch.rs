@@ -1,10 +1,27 @@
 //! One fill: ask upstream, read the answer, keep it if it may be kept, tell those who wait.
+//!
+//! When the head goes to the caller is a choice between two goods. Once it has, a body that breaks can only be cut;
+//! before, a stale copy can stand in for it, or an error with a code. So the beginning of a body, [`BEGINNING`], is
+//! held back:
+//!
+//! - while a copy could stand in, until the beginning is there: an answer that breaks within it is an outage like any
+//!   other, and the copy is served;
+//! - with no copy, for [`BRIEFLY`] at most, and not at all when the body is known to be longer. Small answers are
+//!   whole then in all but name, so they go out in one piece, with a length;
+//! - a refresh has no caller, and HTTP/1.0 cannot tell a body without a length that was cut from one that ended: both
+//!   read all of it.
+//!
+//! What is longer flows (see `flow`): a task of its own reads on, and what it read is stored at the clean end and not
+//! before. It has the time of the call for that, like a body that is held back: what drips must not hold the key,
+//! those who wait and a slot of the upstream. An error's body is never passed on early: a copy may stand for it, and
+//! those who wait share it.
 
 use super::Cache;
 use super::entry::{self, Confirmed, Entry};
-use super::flight::{Answer, FlightKey, Landing, Led, Outcome, Passed};
+use super::flight::{Answer, FlightKey, Flowing, Landing, Led, Outcome, Passed};
+use super::flow::{self, Feed};
 use super::invalidate::{Moment, Names};
-use super::policy::{self, Unkept};
+use super::policy::{self, Facts, Unkept};
 use super::service::Read;
 use crate::context::{Call, Lane, Upstream, UpstreamRequest, WholeUntil};
 use crate::error::ProxyError;
@@ -34,7 +51,19 @@ pub(crate) struct Errand {
     pub(crate) landing: Option<Landing>,
     /// Not for a request that says `no-store`.
     pub(crate) may_keep: bool,
+    pub(crate) hold: Hold,
     pub(crate) lane: Lane,
+}
+
+/// What has to be there of an answer before its head goes to the caller.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// All of it, as far as it may be kept.
+    All,
+    /// Its beginning: there is a copy that could stand in if that breaks.
+    Beginning,
+    /// Its beginning, unless that takes long.
+    Briefly,
 }
 
 /// Who else may have an answer.
@@ -48,10 +77,62 @@ enum Sharing {
     No,
 }
 
-/// A body, read up to a limit.
-enum Gathered {
-    Whole(Bytes),
-    Longer(Body),
+/// What came of asking.
+enum Asked {
+    Over(Led, Sharing),
+    /// The caller has its answer; this is to be done yet.
+    UnderWay(Led, Box<Rest>),
+}
+
+/// An answer whose head goes to the caller before its body has ended.
+struct Departure {
+    parts: response::Parts,
+    reading: Reading,
+    asked_at: Confirmed,
+    /// When its head had come.
+    came_at: Confirmed,
+    /// When it must be over.
+    last: Instant,
+    whole_until: Arc<WholeUntil>,
+}
+
+/// What is left of a fill when its answer is on its way to the caller.
+struct Rest {
+    answer: Departure,
+    facts: Facts,
+    feed: Feed,
+}
+
+/// How an answer goes to its caller before its end.
+enum Way {
+    /// It flows to the caller, and is kept at its end.
+    Flow(Facts),
+    /// It goes to the caller, who does not want it kept.
+    Past(Facts),
+    /// It goes to the caller alone: it must not be kept.
+    Alone(Unkept),
+}
+
+/// A body, as far as it has been read.
+struct Reading {
+    body: Body,
+    pieces: Vec<Bytes>,
+    total: u64,
+    /// Its length, when that is known.
+    length: Option<u64>,
+    /// Longer ones are not kept.
+    limit: u64,
+}
+
+/// How far a body has been read.
+#[derive(Debug, PartialEq, Eq)]
+enum Come {
+    /// To its end.
+    Whole,
+    /// As far as was asked for.
+    Beginning,
+    /// Farther than what is kept.
+    TooFar,
 }
 
 /// What has been read of a body, then the rest of it.
@@ -60,24 +141,37 @@ struct Resumed {
     rest: Body,
 }
 
+/// What is held back of a body.
+const BEGINNING: u64 = 64 * 1024;
+/// How long, when no copy could stand in. Small answers are there far sooner; one that comes more slowly than that is
+/// passed on as it comes.
+const BRIEFLY: Duration = Duration::from_secs(1);
 /// A body that is not whole in time is ended by the upstream's own side, which tells the breaker; only what that
 /// misses is ended here.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Runs an errand to its end.
+/// Runs an errand until its answer can go to the caller; what is left to do then goes on in a task.
 pub(crate) async fn run(cache: Arc<Cache>, mut upstream: Upstream, mut errand: Errand) -> Led {
     let landing = errand.landing.take();
-    let (led, sharing) = cache.ask(&mut upstream, &errand).await;
-    if let Some(landing) = landing {
-        landing.land(match &led {
-            Led::Shared(outcome) if sharing != Sharing::No => outcome.clone(),
-            Led::Shared(_) | Led::Streamed(_) => Outcome::Alone,
-        });
+    match cache.ask(&mut upstream, &errand).await {
+        Asked::Over(led, sharing) => {
+            let outcome = match &led {
+                Led::Shared(outcome) => outcome.clone(),
+                Led::Streamed(_) | Led::Flowing(_) => Outcome::Alone,
+            };
+            cache.land(&errand, landing, outcome, sharing);
+            led
+        }
+        Asked::UnderWay(led, rest) => {
+            let tasks = cache.tasks.clone();
+            let stopped = tasks.cancelled();
+            tasks.spawn("cache-fill", async move {
+                // At the stop of the process, which comes after its drain, nobody waits for it any more.
+                stopped.run_until_cancelled(cache.fill(errand, landing, *rest)).await;
+            });
+            led
+        }
     }
-    if sharing != Sharing::Yes && !errand.read.is_head {
-        cache.flights.mark_hit_for_miss(errand.key, Instant::now());
-    }
-    led
 }
 
 async fn send(upstream: &mut Upstream, request: UpstreamRequest) -> Result<Response<Body>, ProxyError> {
@@ -85,9 +179,19 @@ async fn send(upstream: &mut Upstream, request: UpstreamRequest) -> Result<Respo
 }
 
 impl Cache {
+    /// Tells those who wait.
+    fn land(&self, errand: &Errand, landing: Option<Landing>, outcome: Outcome, sharing: Sharing) {
+        if let Some(landing) = landing {
+            landing.land(if sharing == Sharing::No { Outcome::Alone } else { outcome });
+        }
+        if sharing != Sharing::Yes && !errand.read.is_head {
+            self.flights.mark_hit_for_miss(errand.key, Instant::now());
+        }
+    }
+
     /// The answer, and who else may have it.
-    async fn ask(&self, upstream: &mut Upstream, errand: &Errand) -> (Led, Sharing) {
-        let failed = |error| (Led::Shared(Outcome::Failed(error)), Sharing::Yes);
+    async fn ask(&self, upstream: &mut Upstream, errand: &Errand) -> Asked {
+        let failed = |error| Asked::Over(Led::Shared(Outcome::Failed(error)), Sharing::Yes);
         let read = &*errand.read;
         let mut base = errand.base.as_ref();
         let mut was_unsent = false;
@@ -124,17 +228,32 @@ impl Cache {
             } else {
                 named_length(&parts.headers)
             };
-            let body = match timeout_at(last, gather(body, length, limit)).await {
-                Err(_) => return failed(ProxyError::Cut("its body did not come to an end".to_owned())),
-                Ok(Ok(Gathered::Whole(body))) => body,
-                Ok(Ok(Gathered::Longer(body))) => {
+            let mut reading = Reading::new(body, length, limit);
+            // HTTP/1.0 ends a body without a length by closing, cut or not.
+            let hold = if read.knows_chunks || reading.length.is_some() { errand.hold } else { Hold::All };
+            let mut come = reading.hold(hold, last).await;
+            if matches!(come, Ok(Come::Beginning)) {
+                entry::clean(&mut parts.headers);
+                let came_at = self.now();
+                if let Some(way) = way(errand, &parts, asked_at, came_at) {
+                    self.note(read, errand.key.token, parts.status, asked_at.monotonic);
+                    let answer = Departure { parts, reading, asked_at, came_at, last, whole_until };
+                    return self.pass_on(errand, way, answer);
+                }
+                come = reading.hold(Hold::All, last).await;
+            }
+            match come {
+                Ok(Come::Whole) => {}
+                Ok(Come::Beginning | Come::TooFar) => {
                     whole_until.lift();
                     entry::clean(&mut parts.headers);
                     self.note(read, errand.key.token, parts.status, asked_at.monotonic);
-                    return (Led::Streamed(Response::from_parts(parts, body)), Sharing::No);
+                    let response = Response::from_parts(parts, reading.resumed());
+                    return Asked::Over(Led::Streamed(response), Sharing::No);
                 }
-                Ok(Err(error)) => return failed(ProxyError::Cut(error.to_string())),
-            };
+                Err(error) => return failed(ProxyError::Cut(error.to_string())),
+            }
+            let body = reading.take();
             let now = self.now();
             entry::clean(&mut parts.headers);
             self.note(read, errand.key.token, parts.status, asked_at.monotonic);
@@ -146,14 +265,85 @@ impl Cache {
                     base = None;
                     continue;
                 }
-                return (
-                    Led::Shared(self.confirm(errand, entry, parts.headers, asked_at, now)),
-                    Sharing::Yes,
-                );
+                let outcome = self.confirm(errand, entry, parts.headers, asked_at, now);
+                return Asked::Over(Led::Shared(outcome), Sharing::Yes);
             }
             let (answer, sharing) = self.keep(errand, parts, body, asked_at, now);
-            return (Led::Shared(Outcome::Answer(answer)), sharing);
+            return Asked::Over(Led::Shared(Outcome::Answer(answer)), sharing);
         }
+    }
+
+    /// Gives the answer to the caller, whose body it reads by itself or gets from what is kept.
+    fn pass_on(&self, errand: &Errand, way: Way, mut answer: Departure) -> Asked {
+        let response = |parts: &response::Parts, body| {
+            let mut response = Response::new(body);
+            *response.status_mut() = parts.status;
+            *response.headers_mut() = parts.headers.clone();
+            response
+        };
+        match way {
+            Way::Flow(facts) => {
+                let (feed, flow) = answer.reading.feed();
+                let led = Led::Flowing(Box::new(Flowing {
+                    response: response(&answer.parts, Body::new(flow)),
+                    facts: facts.clone(),
+                    came_at: answer.came_at,
+                    is_kept: !self.marks.is_outdated(errand.names, errand.began),
+                }));
+                Asked::UnderWay(led, Box::new(Rest { answer, facts, feed }))
+            }
+            Way::Past(facts) => {
+                answer.whole_until.lift();
+                let led = Led::Flowing(Box::new(Flowing {
+                    response: response(&answer.parts, answer.reading.resumed()),
+                    facts,
+                    came_at: answer.came_at,
+                    is_kept: false,
+                }));
+                Asked::Over(led, Sharing::Yes)
+            }
+            Way::Alone(unkept) => {
+                answer.whole_until.lift();
+                self.unkept(errand, answer.parts.status, Some(unkept), answer.asked_at);
+                let response = response(&answer.parts, answer.reading.resumed());
+                Asked::Over(Led::Streamed(response), Sharing::No)
+            }
+        }
+    }
+
+    /// Reads what is left of an answer that is on its way, keeps it, and tells: first those who wait, then the caller,
+    /// who so never sees the end of what is not kept yet.
+    async fn fill(&self, errand: Errand, landing: Option<Landing>, rest: Rest) {
+        let Rest {
+            answer: Departure { parts, mut reading, asked_at, came_at, last, whole_until },
+            facts,
+            feed,
+        } = rest;
+        let failed = match timeout_at(last, reading.read_into(&feed)).await {
+            Ok(Ok(Some(body))) => {
+                let verdict = if parts.status == StatusCode::OK && policy::holds_error(&parts.headers, &body)
+                {
+                    Err(Unkept::EnvelopeError)
+                } else {
+                    Ok(facts)
+                };
+                let (answer, sharing) = self.settle(&errand, parts, body.clone(), verdict, asked_at, came_at);
+                self.land(&errand, landing, Outcome::Answer(answer), sharing);
+                feed.whole(body);
+                return;
+            }
+            Ok(Ok(None)) => {
+                whole_until.lift();
+                self.land(&errand, landing, Outcome::Alone, Sharing::No);
+                feed.hand_over(reading.body);
+                return;
+            }
+            Ok(Err(error)) => error,
+            Err(_) => endless(),
+        };
+        let outcome = Outcome::Failed(ProxyError::Cut(failed.to_string()));
+        self.land(&errand, landing, outcome, Sharing::Yes);
+        feed.broken(failed);
     }
 
     fn confirm(
@@ -210,6 +400,21 @@ impl Cache {
         } else {
             policy::keep(status, &parts.headers, read.has_credential(), asked_at.at, now.at, &read.terms)
         };
+        self.settle(errand, parts, body, verdict, asked_at, now)
+    }
+
+    /// Does what was decided of a whole answer.
+    fn settle(
+        &self,
+        errand: &Errand,
+        parts: response::Parts,
+        body: Bytes,
+        verdict: Result<Facts, Unkept>,
+        asked_at: Confirmed,
+        now: Confirmed,
+    ) -> (Answer, Sharing) {
+        let read = &*errand.read;
+        let status = parts.status;
         match verdict {
             Ok(facts) if !read.is_head => {
                 if status == StatusCode::OK
@@ -233,28 +438,28 @@ impl Cache {
                 (Answer::Entry { entry, is_kept, is_confirmed: false }, Sharing::Yes)
             }
             verdict => {
-                let has_left = is_gone && !self.health.shows_failures(&read.context.route.group);
-                if (has_left || matches!(verdict, Err(Unkept::NoStore) if status.is_success()))
-                    && !read.is_head
-                    && let Some(variants) = self.memory.get(&read.key)
-                    && let Some(old) = variants.iter().find(|old| old.is_selected_by(read.asked()))
-                    && old.asked_at <= asked_at.monotonic
-                {
-                    self.memory.remove(&read.key, old);
-                }
-                self.counters.unkept();
-                let sharing = match verdict {
-                    Err(Unkept::NoStore | Unkept::SetCookie | Unkept::VaryAny | Unkept::Private) => {
-                        Sharing::No
-                    }
-                    Err(Unkept::Status) if status.is_success() || status.is_redirection() => {
-                        Sharing::ThisOnce
-                    }
-                    Ok(_) | Err(Unkept::Status | Unkept::EnvelopeError) => Sharing::Yes,
-                };
+                let unkept = verdict.err();
+                self.unkept(errand, status, unkept, asked_at);
+                let sharing = unkept.map_or(Sharing::Yes, |unkept| sharing(unkept, status));
                 (Answer::Passed(Arc::new(Passed { status, headers: parts.headers, body })), sharing)
             }
         }
+    }
+
+    /// An answer is not kept, and may tell that the older copy must go.
+    fn unkept(&self, errand: &Errand, status: StatusCode, unkept: Option<Unkept>, asked_at: Confirmed) {
+        let read = &*errand.read;
+        let has_left = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
+            && !self.health.shows_failures(&read.context.route.group);
+        if (has_left || unkept == Some(Unkept::NoStore) && status.is_success())
+            && !read.is_head
+            && let Some(variants) = self.memory.get(&read.key)
+            && let Some(old) = variants.iter().find(|old| old.is_selected_by(read.asked()))
+            && old.asked_at <= asked_at.monotonic
+        {
+            self.memory.remove(&read.key, old);
+        }
+        self.counters.unkept();
     }
 
     /// Keeps an entry unless something forbids it. Tells whether it is kept.
@@ -294,28 +499,140 @@ fn named_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Reads a body as far as it may be kept. The bytes are copied: a piece of a connection's read buffer would keep all
-/// of that buffer alive for as long as the copy lives.
-async fn gather(mut body: Body, length: Option<u64>, limit: u64) -> Result<Gathered, BodyError> {
-    let hint = body.size_hint();
-    let known = hint.exact().or(length);
-    if known.is_some_and(|length| length > limit) || hint.lower() > limit {
-        return Ok(Gathered::Longer(body));
+/// How an answer whose beginning is there goes to its caller, by its head. `None`: it is read to its end first.
+fn way(errand: &Errand, parts: &response::Parts, asked_at: Confirmed, now: Confirmed) -> Option<Way> {
+    let read = &*errand.read;
+    if !parts.status.is_success() || read.is_head {
+        return None;
     }
-    let mut pieces = Vec::with_capacity(4);
-    let mut total = 0;
-    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        let Ok(data) = frame?.into_data() else { continue };
-        total += data.len();
-        pieces.push(data);
-        if total as u64 > limit {
-            return Ok(Gathered::Longer(Body::new(Resumed { read: joined(&pieces, total), rest: body })));
+    let has_credential = read.has_credential();
+    match policy::keep(parts.status, &parts.headers, has_credential, asked_at.at, now.at, &read.terms) {
+        Ok(facts) if errand.may_keep => Some(Way::Flow(facts)),
+        Ok(facts) => Some(Way::Past(facts)),
+        Err(unkept) if sharing(unkept, parts.status) == Sharing::No => Some(Way::Alone(unkept)),
+        Err(_) => None,
+    }
+}
+
+/// Who may have an answer that is not kept.
+fn sharing(unkept: Unkept, status: StatusCode) -> Sharing {
+    match unkept {
+        Unkept::NoStore | Unkept::SetCookie | Unkept::VaryAny | Unkept::Private => Sharing::No,
+        Unkept::Status if status.is_success() || status.is_redirection() => Sharing::ThisOnce,
+        Unkept::Status | Unkept::EnvelopeError => Sharing::Yes,
+    }
+}
+
+fn endless() -> BodyError {
+    BodyError::Cut("it did not come to an end".to_owned())
+}
+
+// === impl Reading ===
+
+impl Reading {
+    fn new(body: Body, named: Option<u64>, limit: u64) -> Self {
+        let length = body.size_hint().exact().or(named);
+        Self { body, pieces: Vec::with_capacity(4), total: 0, length, limit }
+    }
+
+    /// Reads what is held back.
+    async fn hold(&mut self, hold: Hold, last: Instant) -> Result<Come, BodyError> {
+        if self.length.is_some_and(|length| length > self.limit) || self.body.size_hint().lower() > self.limit
+        {
+            return Ok(Come::TooFar);
+        }
+        let (most, until) = match hold {
+            Hold::All => (self.limit, last),
+            Hold::Beginning => (BEGINNING, last),
+            Hold::Briefly if self.length.is_some_and(|length| length > BEGINNING) => {
+                return Ok(Come::Beginning);
+            }
+            Hold::Briefly => (BEGINNING, last.min(Instant::now() + BRIEFLY)),
+        };
+        match timeout_at(until, self.read(most)).await {
+            Ok(come) => come,
+            Err(_) if until < last => Ok(Come::Beginning),
+            Err(_) => Err(endless()),
         }
     }
-    Ok(Gathered::Whole(match pieces.as_mut_slice() {
-        [whole] => alone(std::mem::take(whole)),
-        pieces => joined(pieces, total),
-    }))
+
+    /// Reads until more than that is there. Nothing is lost when it is dropped before its end.
+    async fn read(&mut self, most: u64) -> Result<Come, BodyError> {
+        loop {
+            if self.total > self.limit {
+                return Ok(Come::TooFar);
+            }
+            // What has all its bytes is about to end.
+            if self.total > most && self.length != Some(self.total) && !self.body.is_end_stream() {
+                return Ok(Come::Beginning);
+            }
+            match self.next().await? {
+                Some(piece) => self.pieces.push(piece),
+                None => return Ok(Come::Whole),
+            }
+        }
+    }
+
+    /// Reads to the end, and tells the caller's end of each piece on the way. `None`: it is longer than what is kept.
+    async fn read_into(&mut self, feed: &Feed) -> Result<Option<Bytes>, BodyError> {
+        // A caller that knows the length takes the last byte for the end: it comes when all is done.
+        let mut last = None;
+        while let Some(piece) = self.next().await? {
+            if self.length == Some(self.total) {
+                last = Some(piece);
+                continue;
+            }
+            feed.push(piece);
+            if self.total > self.limit {
+                return Ok(None);
+            }
+        }
+        self.pieces = feed.pieces();
+        self.pieces.extend(last);
+        Ok(Some(self.take()))
+    }
+
+    /// The next piece. `None`: the end, and all has come.
+    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await {
+            let Ok(data) = frame?.into_data() else { continue };
+            if data.is_empty() {
+                continue;
+            }
+            self.total += data.len() as u64;
+            if self.length.is_some_and(|length| self.total > length) {
+                return Err(BodyError::Cut("it is longer than it says".to_owned()));
+            }
+            return Ok(Some(data));
+        }
+        if self.length.is_some_and(|length| self.total != length) {
+            return Err(BodyError::Cut("it is shorter than it says".to_owned()));
+        }
+        Ok(None)
+    }
+
+    /// What has come, in one piece. The bytes are copied: a piece of a connection's read buffer would keep all of that
+    /// buffer alive for as long as the copy lives.
+    fn take(&mut self) -> Bytes {
+        match self.pieces.as_mut_slice() {
+            [whole] => alone(std::mem::take(whole)),
+            pieces => joined(pieces),
+        }
+    }
+
+    /// What has come goes to who reads the flow.
+    fn feed(&mut self) -> (Feed, flow::Flow) {
+        let left = self.length.map(|length| length.saturating_sub(self.total));
+        flow::pair(std::mem::take(&mut self.pieces), left)
+    }
+
+    /// What has come, then the rest.
+    fn resumed(self) -> Body {
+        match self.pieces.as_slice() {
+            [] => self.body,
+            pieces => Body::new(Resumed { read: joined(pieces), rest: self.body }),
+        }
+    }
 }
 
 /// The same bytes, with nothing else kept for their sake. What was rewritten is in memory of its own already; all
@@ -329,8 +646,8 @@ fn alone(piece: Bytes) -> Bytes {
 }
 
 /// All pieces in memory of exactly their length.
-fn joined(pieces: &[Bytes], total: usize) -> Bytes {
-    let mut whole = Vec::with_capacity(total);
+fn joined(pieces: &[Bytes]) -> Bytes {
+    let mut whole = Vec::with_capacity(pieces.iter().map(Bytes::len).sum());
     for piece in pieces {
         whole.extend_from_slice(piece);
     }
@@ -391,9 +708,9 @@ mod tests {
     async fn a_body_takes_no_more_room_than_it_needs() {
         for pieces in [1, 2, 3, 5, 9, 17] {
             let body = Body::new(Pieces((0..pieces).map(|_| Bytes::from(vec![b'x'; 4096])).collect()));
-            let Ok(Gathered::Whole(read)) = gather(body, None, 1 << 20).await else {
-                panic!("it is whole and short enough")
-            };
+            let mut reading = Reading::new(body, None, 1 << 20);
+            assert_eq!(reading.read(1 << 20).await.unwrap(), Come::Whole);
+            let read = reading.take();
             assert_eq!(read.len(), pieces * 4096);
             let capacity = read.try_into_mut().expect("nobody else holds it").capacity();
             assert!(capacity <= pieces * 4096 * 9 / 8 + 64, "{capacity} for {pieces} pieces");

@@ -3,7 +3,9 @@
 //! The first request of a key leads: it holds the fill as a [`Fill`], a future that it drives itself, so that the
 //! common case costs no task and no switch of threads. When it leaves early (the caller hung up, or was served a
 //! stale copy meanwhile), dropping the `Fill` moves the future into a task of its own, where it goes on to its end:
-//! **a caller that leaves never kills a fill**. Requests that come meanwhile wait for the [`Flight`]'s outcome.
+//! **a caller that leaves never kills a fill**. Requests that come meanwhile wait for the [`Flight`]'s outcome. A
+//! long answer goes to the leader while it comes (see `fetch` and `flow`); the rest of its fill is a task from there on,
+//! and those who wait get it whole.
 //!
 //! - A flight carries the [`Moment`] it began at. A request that finds a flight from before an invalidation of its
 //!   names does not join it and starts its own, which takes the place in the map: read your writes.
@@ -12,9 +14,10 @@
 //! - What cannot be kept marks the key *hit-for-miss* for a while: then nobody waits for an answer that could not be
 //!   shared anyway.
 
-use super::entry::Entry;
+use super::entry::{Confirmed, Entry};
 use super::invalidate::Moment;
 use super::key::{Key, Places};
+use super::policy::Facts;
 use crate::error::ProxyError;
 use crate::http::Body;
 use crate::task::Tasks;
@@ -52,7 +55,7 @@ pub(crate) enum Outcome {
     Answer(Answer),
     /// No answer.
     Failed(ProxyError),
-    /// An answer that only the leader can have: too long to be kept.
+    /// An answer that only the leader can have: too long to be kept, or forbidden to be.
     Alone,
 }
 
@@ -75,8 +78,20 @@ pub(crate) struct Passed {
 /// What the leader gets.
 pub(crate) enum Led {
     Shared(Outcome),
-    /// Too long to be kept: what has come, then the rest.
+    /// Not to be kept: what has come, then the rest.
     Streamed(Response<Body>),
+    /// Its end has not come yet.
+    Flowing(Box<Flowing>),
+}
+
+/// An answer that is on its way to the caller while the rest of it comes.
+pub(crate) struct Flowing {
+    pub(crate) response: Response<Body>,
+    pub(crate) facts: Facts,
+    /// When its head had come.
+    pub(crate) came_at: Confirmed,
+    /// Whether it will be kept, by all that is known before its end.
+    pub(crate) is_kept: bool,
 }
 
 /// A fill under way.
@@ -263,8 +278,9 @@ impl Drop for Fill {
         if let Some(future) = self.future.take()
             && tokio::runtime::Handle::try_current().is_ok()
         {
+            let stopped = self.tasks.cancelled();
             self.tasks.spawn("cache-fill", async move {
-                drop(future.await);
+                drop(stopped.run_until_cancelled(future).await);
             });
         }
     }

@@ -9,7 +9,8 @@
 //! - The last good copy is never replaced by an error, a cut body or an answer that cannot be kept.
 //! - A fill that began before an invalidation may answer its callers, is not kept, and is joined by nobody who came
 //!   after (see `invalidate`).
-//! - A caller that leaves never kills a fill (see `flight`).
+//! - A caller that leaves, or is slow, never ends a fill or holds it up (see `flight` and `flow`).
+//! - A caller sees the clean end of an answer that is kept only when it is kept; one that is cut never looks whole.
 //! - An answer that the upstream gave is replaced by a stale copy or by nothing.
 //! - A token that the upstream refused sees no copy (see `refusals`).
 //!
@@ -22,6 +23,7 @@ mod disk;
 mod entry;
 mod fetch;
 mod flight;
+mod flow;
 mod invalidate;
 mod key;
 mod layer;

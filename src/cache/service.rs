@@ -7,7 +7,7 @@
 use super::Cache;
 use super::answer::{Why, may_stand_in};
 use super::entry::{Asked, Entry};
-use super::fetch::{self, Errand};
+use super::fetch::{self, Errand, Hold};
 use super::flight::{Answer, Fill, Flight, FlightKey, Landing, Led, Outcome, Role};
 use super::invalidate::Names;
 use super::key::{self, Key};
@@ -26,7 +26,7 @@ use http::header::{
     TRANSFER_ENCODING, USER_AGENT,
 };
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Body as _;
 use std::future::Future;
 use std::pin::Pin;
@@ -64,6 +64,8 @@ pub(crate) struct Read {
     pub(crate) ask: Ask,
     pub(crate) key: Key,
     pub(crate) is_head: bool,
+    /// Whether the caller can tell a body without a length that was cut from one that ended: not in HTTP/1.0.
+    pub(crate) knows_chunks: bool,
     pub(crate) uri: Uri,
     /// The caller's own.
     pub(crate) headers: HeaderMap,
@@ -265,6 +267,7 @@ impl Cache {
             ask,
             key,
             is_head,
+            knows_chunks: parts.version > Version::HTTP_10,
             uri: Uri::from(target),
             headers: parts.headers,
             is_strict: self.is_strict,
@@ -338,6 +341,7 @@ impl Cache {
                 key,
                 landing: Some(landing),
                 may_keep: true,
+                hold: Hold::All,
                 lane: Lane::Refresh,
             };
             let run = fetch::run(self.clone(), upstream.clone(), errand);
@@ -350,7 +354,8 @@ impl Cache {
                         delivery::of_answer(passed.status, names_wait).is_outage()
                     }
                     Led::Shared(Outcome::Answer(Answer::Entry { .. }) | Outcome::Alone)
-                    | Led::Streamed(_) => false,
+                    | Led::Streamed(_)
+                    | Led::Flowing(_) => false,
                 };
                 this.rests.ended(key, has_failed, Instant::now());
                 drop(permit);
@@ -422,6 +427,11 @@ async fn forward(
     } else {
         cache.flights.enter(key, arrived, began, |moment| cache.marks.is_outdated(names, moment))
     };
+    let copy = found
+        .entry
+        .as_deref()
+        .filter(|entry| may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
+    let hold = if copy.is_some() { Hold::Beginning } else { Hold::Briefly };
     let errand = |landing: Option<Landing>| Errand {
         read: read.clone(),
         base: found.entry.clone().filter(|entry| entry.has_validator() && !read.is_head),
@@ -430,6 +440,7 @@ async fn forward(
         key,
         landing,
         may_keep: may_keep && !read.is_head,
+        hold,
         lane: Lane::LiveRead,
     };
     let landing = match role {
@@ -441,13 +452,10 @@ async fn forward(
         },
     };
     let mut fill = Fill::new(fetch::run(cache.clone(), upstream, errand(landing)), &cache.tasks);
-    let copy = found
-        .entry
-        .as_deref()
-        .filter(|entry| may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
     match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
         Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, &found, outcome, false),
         Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, &found, response)),
+        Waited::Done(Led::Flowing(flowing)) => Ok(cache.flowing(&read, &found, *flowing)),
         Waited::Impatient | Waited::Lock | Waited::Over => match copy.filter(|_| !cache.is_refused(&read)) {
             Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
             None => cache.conclude(&read, &found, Outcome::Failed(ProxyError::HeadTimeout), false),

@@ -13,9 +13,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::Instant;
-
 use super::*;
+use crate::tests::{PATIENCE, until};
 
 type Act = Arc<dyn Fn(Step, &Path) -> io::Result<()> + Send + Sync>;
 
@@ -124,14 +123,6 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        thread::park_timeout(Duration::from_millis(2));
-    }
-}
-
 fn epochs(dir: &Path) -> Vec<String> {
     let names = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = names.filter(|name| name.contains('-')).collect();
@@ -159,7 +150,7 @@ async fn no_answer_before_the_sync_and_no_sync_before_the_write() {
         Ok(())
     });
     let mut commit = store.commit(put("b", "2"));
-    entered.recv_timeout(Duration::from_secs(5)).unwrap();
+    entered.recv_timeout(PATIENCE).unwrap();
     assert!(futures_poll(&mut commit).is_none(), "answered before the sync");
     drop(leave);
     commit.await.unwrap();
@@ -306,7 +297,7 @@ async fn a_full_channel_makes_callers_wait_and_loses_nothing() {
     let (store, _) = SledStore::open(dir.path(), &keys(), Options { channel: 2, ..options(&probe) }).unwrap();
     let commits: Vec<_> = (0..20).map(|n| store.commit(put(&n.to_string(), "v"))).collect();
     for commit in commits {
-        tokio::time::timeout(Duration::from_secs(5), commit).await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, commit).await.unwrap().unwrap();
     }
     assert_eq!(all(&store, Tree::Rec).len(), 20);
     // Dropping a future that was handed over takes nothing back.
@@ -611,7 +602,7 @@ async fn a_scan_goes_on_over_a_rotation() {
                     runtime.block_on(store.rotate()).unwrap();
                     done.send(()).unwrap();
                 }));
-                is_done.recv_timeout(Duration::from_secs(5)).unwrap();
+                is_done.recv_timeout(PATIENCE).unwrap();
             }
             ControlFlow::Continue(())
         })
