@@ -231,6 +231,7 @@ fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePo
         tasks.clone(),
         facts.clone(),
         facts.clone(),
+        None,
     );
     let snapshot = Arc::new(Snapshot {
         settings,
@@ -1111,7 +1112,7 @@ async fn a_leader_that_leaves_does_not_take_the_fill_along() {
 #[tokio::test(start_paused = true)]
 async fn a_fill_that_nobody_finishes_fails_its_waiters() {
     let flights = Flights::new();
-    let marks = Marks::new();
+    let marks = Marks::new([1, 2], None);
     let key = flight::FlightKey { key: key::Key([0; 32]), token: 0 };
     let flight::Role::Lead(landing) = flights.enter(key, Instant::now(), marks.moment(), |_| false) else {
         panic!("nobody else is there");
@@ -1704,7 +1705,8 @@ async fn clearing_forgets_and_invalidating_keeps() {
     world.cache.invalidate_all();
     let got = world.get("/shipments").send().await;
     got.says("stale", "seawall; hit; ttl=-1; detail=invalidated");
-    world.cache.clear();
+    let purged = world.cache.purge(&Which::All, false, false).await.unwrap();
+    assert_eq!(purged, Purged { memory: 1, disk: 0 });
     assert!(world.get("/shipments").try_send().await.is_err());
 }
 

@@ -153,14 +153,6 @@ impl Index {
         self.slots.insert(header.id, slot);
     }
 
-    /// A copy is used.
-    pub(crate) fn touch(&mut self, id: &Id) {
-        if let Some(slot) = self.slots.get_mut(id) {
-            self.uses += 1;
-            slot.used = self.uses;
-        }
-    }
-
     pub(crate) fn remove(&mut self, id: &Id) -> Option<Slot> {
         let slot = self.slots.remove(id)?;
         for part in slot.parts() {
@@ -297,7 +289,7 @@ mod tests {
         index.apply(&header(Kind::Put, 5, 1, 100), 2, 0);
         // Its head lies in the second segment, its body in the first.
         index.apply(&header(Kind::Renew, 4, 1, 0), 2, 1000);
-        index.touch(&Id::first(&key(2)));
+        index.variants(&key(2));
         let carried = index.carried(1, 2 * (alone() + 100));
         assert_eq!(carried.kept, [Id::first(&key(2)), Id::first(&key(4))]);
         assert_eq!(carried.dropped, [Id::first(&key(3)), Id::first(&key(1))]);

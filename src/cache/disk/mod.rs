@@ -13,7 +13,7 @@
 //!   nothing is written here, and below it one in which the oldest files go until none is left.
 //! - What another process wrote is never fresh, and a wall clock that went back makes it no younger.
 //!
-//! Not sled, unlike the queue (docs/adr/0003): it would be twice as large on disk, hold 100 MB and more in memory, and
+//! Not sled, unlike the queue (docs/adr/0005): it would be twice as large on disk, hold 100 MB and more in memory, and
 //! take ten times the processor's time, for guarantees that a cache does not need.
 
 mod index;
@@ -23,7 +23,8 @@ pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 
-use super::entry::Entry;
+use super::entry::{About, Entry};
+use super::invalidate::Moment;
 use super::key::Key;
 use super::policy::Facts;
 use crate::clock::Clock;
@@ -85,10 +86,6 @@ pub(crate) struct Disk {
 #[derive(Clone)]
 pub(crate) struct Kept {
     pub(crate) key: Key,
-    pub(crate) partition: PartitionId,
-    pub(crate) path: Arc<str>,
-    pub(crate) tag: Arc<str>,
-    pub(crate) began: u64,
     pub(crate) entry: Arc<Entry>,
 }
 
@@ -102,7 +99,7 @@ pub(crate) struct Restored {
     pub(crate) body: Bytes,
     pub(crate) facts: Facts,
     pub(crate) at: Timestamp,
-    pub(crate) began: u64,
+    pub(crate) began: Moment,
 }
 
 /// Whether there is a tier.
@@ -268,22 +265,35 @@ impl Disk {
     }
 
     /// A copy is to be on disk. Never waits.
-    pub(crate) fn keep(&self, kept: Kept) {
-        if kept.entry.status != StatusCode::OK {
+    pub(crate) fn keep(&self, key: Key, entry: &Arc<Entry>) {
+        if entry.status != StatusCode::OK {
             return;
         }
         if matches!(&*self.phase.borrow(), Phase::Off(_)) {
             self.counters.drop("off");
             return;
         }
-        let id = Id::of(&kept.key.0, kept.entry.selecting());
-        let bytes = kept.entry.body.len() + 1024;
-        self.offer(id, Change::Put(kept), bytes);
+        let id = Id::of(&key.0, entry.selecting());
+        let bytes = entry.body.len() + 1024;
+        self.offer(id, Change::Put(Kept { key, entry: entry.clone() }), bytes);
     }
 
     /// A copy is not to be on disk any more. Never waits.
     pub(crate) fn forget(&self, key: &Key, entry: &Entry) {
         self.offer(Id::of(&key.0, entry.selecting()), Change::Delete, 64);
+    }
+
+    /// No variant of a key is to be on disk any more. Never waits.
+    pub(crate) fn forget_all(&self, key: &Key) {
+        let ids: Vec<Id> = match &*lock(&self.reading) {
+            Reading::Nothing => return,
+            Reading::From(table, _) => {
+                lock(table).index.variants(&key.0).into_iter().map(|(id, _)| id).collect()
+            }
+        };
+        for id in ids {
+            self.offer(id, Change::Delete, 64);
+        }
     }
 
     fn offer(&self, id: Id, change: Change<Kept>, bytes: usize) {
@@ -348,7 +358,7 @@ impl Disk {
                 body: Bytes::from(body),
                 facts,
                 at: record::confirmed(handle.slot.at, newest, self.clock.now()),
-                began: head.began,
+                began: Moment::of(head.began),
             })
         });
         if restored.is_some() {
@@ -528,22 +538,23 @@ impl Disk {
     }
 
     fn put(&self, log: &mut Log, id: Id, kept: &Kept) -> std::io::Result<Written> {
-        let Kept { key, partition, path, tag, began, entry } = kept;
-        let note = Note { print: self.print(&entry.body), began: *began, at: self.millis() };
+        let Kept { key, entry } = kept;
+        let began = entry.began.number();
+        let note = Note { print: self.print(&entry.body), began, at: self.millis() };
         let before = match &*lock(&self.reading) {
             Reading::Nothing => None,
             Reading::From(table, _) => lock(table).index.get(&id).and_then(|slot| slot.note),
         };
         let is_same = before.is_some_and(|before| before.print == note.print);
-        if is_same && before.is_some_and(|before| before.began == *began && note.at < before.at + RENEW) {
+        if is_same && before.is_some_and(|before| before.began == began && note.at < before.at + RENEW) {
             return Ok(Written::Yes);
         }
         let head = Head::of(&Source {
             key: &key.0,
-            path,
-            tag,
+            path: &entry.about.path,
+            tag: entry.about.tag(),
             status: entry.status,
-            began: *began,
+            began,
             run: self.run,
             facts: &entry.facts,
             fields: &entry.origin_fields(),
@@ -551,7 +562,7 @@ impl Disk {
         });
         let mut write = Write {
             id,
-            partition: *partition,
+            partition: entry.about.partition,
             at: entry.confirmed.at.as_microsecond(),
             head,
             body: (!is_same).then_some(&entry.body),
@@ -584,21 +595,28 @@ impl Which {
     fn means(&self, listed: &Listed) -> bool {
         match self {
             Self::Id(id) => listed.id == *id,
-            Self::Path(path) => without_query(&listed.path) == without_query(path),
-            Self::Prefix(prefix) => listed.path.starts_with(prefix.as_str()),
-            Self::Tag(tag) => listed.tag == *tag,
-            Self::Partition(partition) => listed.partition == *partition,
-            Self::All => true,
+            _ => self.means_those(&listed.path, &listed.tag, listed.partition),
         }
     }
 
-    fn means_kept(&self, id: &Id, kept: &Kept) -> bool {
+    /// Whether it means a copy in memory.
+    pub(crate) fn means_entry(&self, key: &Key, entry: &Entry) -> bool {
         match self {
-            Self::Id(wanted) => id.to_string() == *wanted,
-            Self::Path(path) => without_query(&kept.path) == without_query(path),
-            Self::Prefix(prefix) => kept.path.starts_with(prefix.as_str()),
-            Self::Tag(tag) => *kept.tag == **tag,
-            Self::Partition(partition) => kept.partition == *partition,
+            Self::Id(id) => Id::of(&key.0, entry.selecting()).to_string() == *id,
+            _ => {
+                let About { partition, path, .. } = &*entry.about;
+                self.means_those(path, entry.about.tag(), *partition)
+            }
+        }
+    }
+
+    fn means_those(&self, path: &str, tag: &str, partition: PartitionId) -> bool {
+        match self {
+            Self::Id(_) => false,
+            Self::Path(wanted) => without_query(path) == without_query(wanted),
+            Self::Prefix(prefix) => path.starts_with(prefix.as_str()),
+            Self::Tag(wanted) => tag == wanted,
+            Self::Partition(wanted) => partition == *wanted,
             Self::All => true,
         }
     }
@@ -785,8 +803,8 @@ impl Writer {
         if !is_dry {
             let wanted = which.clone();
             // A deletion of what is replaced must still be done.
-            lock(&self.disk.pending).retain(|id, change| match change {
-                Change::Put(kept) => !wanted.means_kept(id, kept),
+            lock(&self.disk.pending).retain(|_, change| match change {
+                Change::Put(kept) => !wanted.means_entry(&kept.key, &kept.entry),
                 Change::Delete => true,
             });
         }

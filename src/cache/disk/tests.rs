@@ -1,6 +1,7 @@
 use super::super::entry::{Asked, Confirmed};
-use super::super::invalidate::Marks;
+use super::super::invalidate::{Marks, Moment};
 use super::*;
+use crate::flexport::routes::{RoutePolicy, built_in};
 use crate::store::{DataLock, Step};
 use http::HeaderValue;
 use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE, ETAG, HeaderName, VARY};
@@ -86,6 +87,12 @@ impl World {
     }
 }
 
+fn route(tag: &str) -> Arc<RoutePolicy> {
+    let has_tag =
+        |row: &RoutePolicy| row.cache.as_ref().is_some_and(|cache| format!("/{}", cache.tag) == tag);
+    Arc::new(built_in().into_iter().find(has_tag).unwrap())
+}
+
 fn key(number: u32) -> Key {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &number.to_le_bytes());
     Key(digest.as_ref().try_into().unwrap())
@@ -99,6 +106,10 @@ fn body(number: u32, length: usize) -> Vec<u8> {
 
 impl Tier {
     fn kept(&self, number: u32, body: Vec<u8>, fields: &[(HeaderName, &'static str)]) -> Kept {
+        self.kept_at(number, body, fields, 1)
+    }
+
+    fn kept_at(&self, number: u32, body: Vec<u8>, fields: &[(HeaderName, &'static str)], began: u64) -> Kept {
         let mut head = HeaderMap::new();
         head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         for (name, value) in fields {
@@ -107,7 +118,13 @@ impl Tier {
         let facts = Facts { lifetime: Duration::from_secs(60), is_explicit: true, ..Facts::default() };
         let mut asked = HeaderMap::new();
         asked.insert(ACCEPT_LANGUAGE, HeaderValue::from_static("de"));
-        let marks = Marks::new();
+        let marks = Marks::new([1, 2], None);
+        let path = if number.is_multiple_of(3) { "/bookings" } else { "/shipments" };
+        let about = About {
+            partition: PartitionId([u8::try_from(number % 2).unwrap(); 16]),
+            path: format!("/shipments/{number}?page=1").into(),
+            route: route(path),
+        };
         let entry = Entry::new(
             StatusCode::OK,
             &head,
@@ -115,22 +132,20 @@ impl Tier {
             facts,
             Confirmed { at: self.clock.now(), monotonic: Instant::now() },
             Instant::now(),
-            marks.moment(),
+            Moment::of(began),
             marks.names(PartitionId([1; 16]), "/", ""),
+            Arc::new(about),
             Asked { headers: &asked, forwarded: Some(&KEYED) },
         );
-        Kept {
-            key: key(number),
-            partition: PartitionId([u8::try_from(number % 2).unwrap(); 16]),
-            path: format!("/shipments/{number}?page=1").into(),
-            tag: if number.is_multiple_of(3) { "bookings".into() } else { "shipments".into() },
-            began: 1,
-            entry: Arc::new(entry),
-        }
+        Kept { key: key(number), entry: Arc::new(entry) }
+    }
+
+    fn put(&self, kept: &Kept) {
+        self.disk.keep(kept.key, &kept.entry);
     }
 
     fn keep(&self, number: u32, body: Vec<u8>) {
-        self.disk.keep(self.kept(number, body, &[]));
+        self.put(&self.kept(number, body, &[]));
     }
 
     async fn one(&self, number: u32) -> Option<Restored> {
@@ -154,7 +169,7 @@ async fn what_was_kept_is_there_after_a_start_as_it_was_and_not_fresh() {
     let world = world(64 << 20);
     let tier = world.start().await;
     let fields = [(ETAG, "\"1\""), (VARY, "accept-language, x-other")];
-    tier.disk.keep(tier.kept(1, body(1, 40 * KIB), &fields));
+    tier.put(&tier.kept(1, body(1, 40 * KIB), &fields));
     tier.disk.flush().await;
     let own = tier.one(1).await.unwrap();
     assert_eq!(own.facts.lifetime.as_secs(), 60, "this process wrote it");
@@ -165,7 +180,7 @@ async fn what_was_kept_is_there_after_a_start_as_it_was_and_not_fresh() {
     assert!(tier.disk.may_have(&key(1)) && !tier.disk.may_have(&key(2)));
     let restored = tier.one(1).await.unwrap();
     assert_eq!((restored.status, &restored.body[..]), (StatusCode::OK, &body(1, 40 * KIB)[..]));
-    assert_eq!((restored.at, restored.began), (at, 1));
+    assert_eq!((restored.at, restored.began), (at, Moment::of(1)));
     assert_eq!(restored.facts.lifetime, Duration::ZERO);
     assert_eq!(restored.fields["etag"], "\"1\"");
     assert!(!restored.fields.contains_key("seawall-source") && !restored.fields.contains_key("age"));
@@ -183,8 +198,8 @@ async fn what_was_kept_is_there_after_a_start_as_it_was_and_not_fresh() {
 async fn variants_of_a_key_are_kept_apart() {
     let world = world(64 << 20);
     let tier = world.start().await;
-    tier.disk.keep(tier.kept(1, b"plain".to_vec(), &[]));
-    tier.disk.keep(tier.kept(1, b"german".to_vec(), &[(VARY, "accept-language")]));
+    tier.put(&tier.kept(1, b"plain".to_vec(), &[]));
+    tier.put(&tier.kept(1, b"german".to_vec(), &[(VARY, "accept-language")]));
     tier.disk.flush().await;
     let mut bodies: Vec<_> = tier.disk.find(&key(1)).await.into_iter().map(|found| found.body).collect();
     bodies.sort();
@@ -220,7 +235,7 @@ async fn an_equal_body_only_renews_its_time_and_seldom() {
     // Another body is written at once, and so is what an invalidation came before.
     tier.keep(1, body(2, 40 * KIB));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    tier.disk.keep(Kept { began: 2, ..tier.kept(1, body(2, 40 * KIB), &[]) });
+    tier.put(&tier.kept_at(1, body(2, 40 * KIB), &[], 2));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let stats = tier.disk.stats();
     assert_eq!((stats.written, stats.renewed), (2, 4));
@@ -229,7 +244,7 @@ async fn an_equal_body_only_renews_its_time_and_seldom() {
     tier.stop().await;
     let tier = world.start().await;
     let found = tier.one(1).await.unwrap();
-    assert_eq!((found.at, found.began, &found.body[..]), (newest, 2, &body(2, 40 * KIB)[..]));
+    assert_eq!((found.at, found.began, &found.body[..]), (newest, Moment::of(2), &body(2, 40 * KIB)[..]));
     tier.stop().await;
 }
 
