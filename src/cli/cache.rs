@@ -99,7 +99,7 @@ fn list(value: &Value) -> String {
         .collect();
     let mut page = output::table(&["KEY", "PATH", "TAG", "AGE", "BYTES", "TIER", "PARTITION"], &rows);
     if let Some(next) = value["next"].as_str() {
-        page.push_str(&format!("more: --after {next}\n"));
+        page.extend(["more: --after ", next, "\n"]);
     }
     page
 }

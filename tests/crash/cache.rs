@@ -14,7 +14,7 @@ use tokio::time::Instant;
 const PUBLIC: &str = "server.public_url=http://seawall.test";
 const MIB: u64 = 1 << 20;
 
-async fn setup(simulator: &Simulator) -> Setup {
+fn setup(simulator: &Simulator) -> Setup {
     Setup::new(&simulator.url(), &[PUBLIC, "telemetry.log=info"])
 }
 
@@ -49,7 +49,7 @@ fn resident(pid: u32) -> u64 {
 async fn a_restart_in_an_outage_serves_what_was_known() {
     let count: usize = if std::env::var_os("SEAWALL_SOAK").is_some() { 50_000 } else { 1500 };
     let simulator = simulator().await;
-    let setup = setup(&simulator).await;
+    let setup = setup(&simulator);
     let server = setup.start().await;
     let ids = shipments(&server).await;
     let path = |n: usize| format!("/shipments/{}?n={n}", ids[n % ids.len()]);
@@ -102,7 +102,7 @@ async fn a_restart_in_an_outage_serves_what_was_known() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_was_revoked_is_refused_after_a_restart_and_others_are_served() {
     let simulator = simulator().await;
-    let setup = setup(&simulator).await;
+    let setup = setup(&simulator);
     let server = setup.start().await;
     let path = format!("/shipments/{}", shipments(&server).await[0]);
     let (revoked, good) = ("Bearer revoked-key-00001", "Bearer another-key-00001");
@@ -136,7 +136,7 @@ async fn a_key_that_was_revoked_is_refused_after_a_restart_and_others_are_served
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_purged_or_invalidated_is_so_after_a_restart() {
     let simulator = simulator().await;
-    let setup = setup(&simulator).await;
+    let setup = setup(&simulator);
     let server = setup.start().await;
     let ids = shipments(&server).await;
     let (first, second) = (&ids[0], &ids[1]);
@@ -175,7 +175,7 @@ async fn what_was_purged_or_invalidated_is_so_after_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_wrong_with_the_folder_the_proxy_works() {
     let simulator = simulator().await;
-    let setup = setup(&simulator).await;
+    let setup = setup(&simulator);
     let server = setup.start().await;
     let path = format!("/shipments/{}", shipments(&server).await[0]);
     server.get(&path).await;

@@ -593,21 +593,19 @@ impl std::fmt::Debug for Disk {
 
 impl Which {
     fn means(&self, listed: &Listed) -> bool {
-        match self {
-            Self::Id(id) => listed.id == *id,
-            _ => self.means_those(&listed.path, &listed.tag, listed.partition),
+        if let Self::Id(id) = self {
+            return listed.id == *id;
         }
+        self.means_those(&listed.path, &listed.tag, listed.partition)
     }
 
     /// Whether it means a copy in memory.
     pub(crate) fn means_entry(&self, key: &Key, entry: &Entry) -> bool {
-        match self {
-            Self::Id(id) => Id::of(&key.0, entry.selecting()).to_string() == *id,
-            _ => {
-                let About { partition, path, .. } = &*entry.about;
-                self.means_those(path, entry.about.tag(), *partition)
-            }
+        if let Self::Id(id) = self {
+            return Id::of(&key.0, entry.selecting()).to_string() == *id;
         }
+        let About { partition, path, .. } = &*entry.about;
+        self.means_those(path, entry.about.tag(), *partition)
     }
 
     fn means_those(&self, path: &str, tag: &str, partition: PartitionId) -> bool {
