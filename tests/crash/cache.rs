@@ -86,7 +86,7 @@ async fn a_restart_in_an_outage_serves_what_was_known() {
     let disk = cache(&server).await["disk"].clone();
     assert_eq!(
         (disk["entries"].as_u64(), disk["state"].as_str()),
-        (Some(count as u64), Some("on")),
+        (Some(count as u64 + 1), Some("on")),
         "{disk}"
     );
     let resident = resident(server.pid());

@@ -290,9 +290,15 @@ impl Log {
         }
     }
 
-    /// Bytes free on the volume.
+    /// Bytes free on the volume. A folder that somebody removed is made again.
     pub(crate) fn free_bytes(&self) -> io::Result<u64> {
-        self.io.free_bytes(&self.dir)
+        match self.io.free_bytes(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(&self.dir)?;
+                self.io.free_bytes(&self.dir)
+            }
+            answer => answer,
+        }
     }
 
     // --- records
