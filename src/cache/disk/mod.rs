@@ -39,7 +39,6 @@ use jiff::Timestamp;
 use log::{Handle, Log, LogError, Table, Write, Written};
 use pending::{Change, Offered, Pace, Pending};
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use record::{Head, Id, Source};
 use serde::Serialize;
@@ -190,7 +189,8 @@ enum Command {
 }
 
 struct Counters {
-    dropped: Family<ResultLabels, Counter>,
+    /// In the order of [`REASONS`].
+    dropped: [Counter; REASONS.len()],
     hits: Counter,
     written: Counter,
     renewed: Counter,
@@ -481,10 +481,7 @@ impl Disk {
             written: counters.written.get(),
             renewed: counters.renewed.get(),
             hits: counters.hits.get(),
-            dropped: REASONS
-                .into_iter()
-                .map(|result| (result, counters.dropped.get_or_create(&ResultLabels { result }).get()))
-                .collect(),
+            dropped: REASONS.into_iter().zip(counters.dropped.iter().map(Counter::get)).collect(),
         }
     }
 
@@ -867,7 +864,8 @@ impl Writer {
 impl Counters {
     fn new(metrics: &Metrics) -> Self {
         Self {
-            dropped: metrics.cache_disk_dropped.clone(),
+            dropped: REASONS
+                .map(|result| metrics.cache_disk_dropped.get_or_create(&ResultLabels { result }).clone()),
             hits: metrics.cache_disk_hits.clone(),
             written: metrics.cache_disk_written.clone(),
             renewed: metrics.cache_disk_renewed.clone(),
@@ -880,7 +878,9 @@ impl Counters {
     }
 
     fn drop(&self, result: &'static str) {
-        self.dropped.get_or_create(&ResultLabels { result }).inc();
+        if let Some(at) = REASONS.iter().position(|reason| *reason == result) {
+            self.dropped[at].inc();
+        }
     }
 }
 
