@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
@@ -22,8 +23,15 @@ use tower::util::BoxCloneSyncService;
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The seam to Flexport: links, breaker, limiter, attempt, client.
-pub type Upstream = BoxCloneSyncService<UpstreamRequest, Response<Body>, ProxyError>;
+/// The seam to Flexport: links, breaker, limiter, attempt, client. Always ready: whoever has no room says so by an
+/// error. A service behind one pointer and not a `BoxCloneSyncService`, which would copy all of itself for each call.
+#[derive(Clone)]
+pub struct Upstream(Arc<dyn Enter>);
+
+/// What an [`Upstream`] is made of.
+trait Enter: Send + Sync {
+    fn enter(&self, request: UpstreamRequest) -> BoxFuture<Result<Response<Body>, ProxyError>>;
+}
 
 /// A request on its way to Flexport, with what the layers need to know of it. A struct and not an extension, since
 /// no layer can do without the call, and the compiler should say so.
@@ -226,6 +234,50 @@ pub struct Pending {
 /// The ticket of a write, for those who only need to name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(pub WriteId);
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Over a service that is always ready.
+    pub fn new<S>(service: S) -> Self
+    where
+        S: tower::Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError>,
+        S: Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        Self(Arc::new(service))
+    }
+}
+
+impl<S> Enter for S
+where
+    S: tower::Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError> + Clone + Send + Sync,
+    S::Future: Send + 'static,
+{
+    fn enter(&self, request: UpstreamRequest) -> BoxFuture<Result<Response<Body>, ProxyError>> {
+        Box::pin(self.clone().call(request))
+    }
+}
+
+impl tower::Service<UpstreamRequest> for Upstream {
+    type Response = Response<Body>;
+    type Error = ProxyError;
+    type Future = BoxFuture<Result<Response<Body>, ProxyError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: UpstreamRequest) -> Self::Future {
+        self.0.enter(request)
+    }
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Upstream")
+    }
+}
 
 // === impl RequestContext ===
 

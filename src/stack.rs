@@ -28,7 +28,7 @@ pub fn upstream(
     limit: LimitLayer,
     attempt: Attempt,
 ) -> Upstream {
-    BoxCloneSyncService::new(
+    Upstream::new(
         ServiceBuilder::new()
             // Outermost, on the way in: what cache, tickets and callers hold is rewritten once.
             .layer(LinksLayer::new(bases))
@@ -43,7 +43,7 @@ pub fn upstream(
 
 /// The way to Flexport in the `strict` profile: nothing but the attempt.
 pub fn strict_upstream(attempt: Attempt) -> Upstream {
-    BoxCloneSyncService::new(attempt)
+    Upstream::new(attempt)
 }
 
 /// What stands under the cache: the queue, or the upstream alone.

@@ -109,6 +109,13 @@ impl AttemptObserver for CallPermits {
     }
 
     fn answered(&self, delivery: Delivery, head_after: Duration) {
+        // Only probes wait for it.
+        if std::iter::once(&self.global)
+            .chain(&self.group)
+            .all(|permit| !matches!(permit.kind, Kind::Probe(_)))
+        {
+            return;
+        }
         let shared = &self.global.scope.shared;
         let now = shared.now();
         let head = AttemptOutcome { delivery, head_after, body: BodyEnd::Complete, retry_after: None };

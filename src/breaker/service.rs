@@ -15,7 +15,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tower::Service;
-use tower::util::{Oneshot, ServiceExt};
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -28,7 +27,7 @@ pin_project! {
     /// A call that was admitted or refused.
     pub struct Admitted<S: Service<UpstreamRequest>> {
         #[pin]
-        inner: Option<Oneshot<S, UpstreamRequest>>,
+        inner: Option<S::Future>,
         // Taken by the first poll.
         error: Option<ProxyError>,
     }
@@ -58,7 +57,8 @@ where
         match self.breakers.admit(&request.call) {
             Ok(permits) => {
                 request.call.observer = Some(Arc::new(permits));
-                Admitted { inner: Some(self.inner.clone().oneshot(request)), error: None }
+                // What stands below is always ready (see `Upstream`).
+                Admitted { inner: Some(self.inner.call(request)), error: None }
             }
             Err(error) => Admitted { inner: None, error: Some(error) },
         }

@@ -1232,8 +1232,11 @@ fn service(
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
     let inner = tower::service_fn(move |request: UpstreamRequest| {
-        counted.fetch_add(1, Ordering::Relaxed);
-        async move { handler(request) }
+        let counted = counted.clone();
+        async move {
+            counted.fetch_add(1, Ordering::Relaxed);
+            handler(request)
+        }
     });
     (Layer::new(world.breakers.clone()).layer(inner), calls)
 }

@@ -42,6 +42,7 @@ pub(crate) struct Entry {
     pub(crate) about: Arc<About>,
     /// The request fields that `Vary` names, with the values that selected it.
     selecting: Vec<(HeaderName, Vec<HeaderValue>)>,
+    weight: usize,
 }
 
 /// What a copy is of: for those who look for copies, and for the disk.
@@ -143,7 +144,10 @@ impl Entry {
         head.insert(CACHE_STATUS, HeaderValue::from_static("seawall"));
         head.insert(SEAWALL_SOURCE, HeaderValue::from_static("cache"));
         head.insert(SEAWALL_DATA_AS_OF, date::as_of(confirmed.at));
-        Self { status, head, body, facts, confirmed, asked_at, began, names, about, selecting }
+        let weight = body.len()
+            + about.path.len()
+            + head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
+        Self { status, head, body, facts, confirmed, asked_at, began, names, about, selecting, weight }
     }
 
     /// The same answer, confirmed by a 304 (RFC 9111 §3.2): the fields of the 304 replace those of the same name,
@@ -210,9 +214,7 @@ impl Entry {
 
     /// The bytes it takes.
     pub(crate) fn weight(&self) -> usize {
-        let head: usize =
-            self.head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum();
-        self.body.len() + self.about.path.len() + head
+        self.weight
     }
 }
 

@@ -82,6 +82,8 @@ enum Sharing {
 /// What came of asking.
 enum Asked {
     Over(Led, Sharing),
+    /// The leader has it as it came, the others as it was kept.
+    Kept(Box<Flowing>, Answer),
     /// The caller has its answer; this is to be done yet.
     UnderWay(Led, Box<Rest>),
 }
@@ -163,6 +165,10 @@ pub(crate) async fn run(cache: Arc<Cache>, mut upstream: Upstream, mut errand: E
             };
             cache.land(&errand, landing, outcome, sharing);
             led
+        }
+        Asked::Kept(own, answer) => {
+            cache.land(&errand, landing, Outcome::Answer(answer), Sharing::Yes);
+            Led::Flowing(own)
         }
         Asked::UnderWay(led, rest) => {
             let tasks = cache.tasks.clone();
@@ -285,8 +291,18 @@ impl Cache {
                 let outcome = self.confirm(errand, entry, parts.headers, asked_at, now);
                 return Asked::Over(Led::Shared(outcome), Sharing::Yes);
             }
-            let (answer, sharing) = self.keep(errand, parts, body, asked_at, now);
-            return Asked::Over(Led::Shared(Outcome::Answer(answer)), sharing);
+            return match self.judge(read, &parts, &body, asked_at, now) {
+                Ok(facts) if !read.is_head => {
+                    let (answer, is_kept) =
+                        self.keep(errand, &parts, body.clone(), facts.clone(), asked_at, now);
+                    let response = Response::from_parts(parts, Body::from(body));
+                    Asked::Kept(Box::new(Flowing { response, facts, came_at: now, is_kept }), answer)
+                }
+                verdict => {
+                    let (answer, sharing) = self.settle(errand, parts, body, verdict, asked_at, now);
+                    Asked::Over(Led::Shared(Outcome::Answer(answer)), sharing)
+                }
+            };
         }
     }
 
@@ -399,26 +415,25 @@ impl Cache {
         Outcome::Answer(Answer::Entry { entry, is_kept, is_confirmed: true })
     }
 
-    fn keep(
+    /// Whether a whole answer is kept.
+    fn judge(
         &self,
-        errand: &Errand,
-        parts: response::Parts,
-        body: Bytes,
+        read: &Read,
+        parts: &response::Parts,
+        body: &[u8],
         asked_at: Confirmed,
         now: Confirmed,
-    ) -> (Answer, Sharing) {
-        let read = &*errand.read;
+    ) -> Result<Facts, Unkept> {
         let status = parts.status;
         let is_gone = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
-        let verdict = if status == StatusCode::OK && policy::holds_error(&parts.headers, &body) {
+        if status == StatusCode::OK && policy::holds_error(&parts.headers, body) {
             Err(Unkept::EnvelopeError)
         } else if is_gone && self.health.shows_failures(&read.context.route.group) {
             // A failing upstream may well say "not found": the copy stays.
             Err(Unkept::Status)
         } else {
             policy::keep(status, &parts.headers, read.has_credential(), asked_at.at, now.at, &read.terms)
-        };
-        self.settle(errand, parts, body, verdict, asked_at, now)
+        }
     }
 
     /// Does what was decided of a whole answer.
@@ -435,26 +450,7 @@ impl Cache {
         let status = parts.status;
         match verdict {
             Ok(facts) if !read.is_head => {
-                if status == StatusCode::OK
-                    && let Some(directive) = facts.would_be_refused(&read.terms)
-                {
-                    self.counters.stale_refused(directive);
-                }
-                let entry = Entry::new(
-                    status,
-                    &parts.headers,
-                    body,
-                    facts,
-                    now,
-                    asked_at.monotonic,
-                    errand.began,
-                    errand.names,
-                    Arc::new(read.about()),
-                    read.asked(),
-                );
-                let entry = Arc::new(entry);
-                let is_kept = self.put(errand, &entry);
-                (Answer::Entry { entry, is_kept, is_confirmed: false }, Sharing::Yes)
+                (self.keep(errand, &parts, body, facts, asked_at, now).0, Sharing::Yes)
             }
             verdict => {
                 let unkept = verdict.err();
@@ -463,6 +459,39 @@ impl Cache {
                 (Answer::Passed(Arc::new(Passed { status, headers: parts.headers, body })), sharing)
             }
         }
+    }
+
+    /// Makes an entry of a whole answer. It is kept unless something has come in between; tells whether it is.
+    fn keep(
+        &self,
+        errand: &Errand,
+        parts: &response::Parts,
+        body: Bytes,
+        facts: Facts,
+        asked_at: Confirmed,
+        now: Confirmed,
+    ) -> (Answer, bool) {
+        let read = &*errand.read;
+        if parts.status == StatusCode::OK
+            && let Some(directive) = facts.would_be_refused(&read.terms)
+        {
+            self.counters.stale_refused(directive);
+        }
+        let entry = Entry::new(
+            parts.status,
+            &parts.headers,
+            body,
+            facts,
+            now,
+            asked_at.monotonic,
+            errand.began,
+            errand.names,
+            Arc::new(read.about()),
+            read.asked(),
+        );
+        let entry = Arc::new(entry);
+        let is_kept = self.put(errand, &entry);
+        (Answer::Entry { entry, is_kept, is_confirmed: false }, is_kept)
     }
 
     /// An answer is not kept, and may tell that the older copy must go.
@@ -496,8 +525,6 @@ impl Cache {
             return false;
         }
         self.persist(read.key, entry);
-        let (keys, bytes) = self.memory.size();
-        self.counters.size(keys, bytes);
         if errand.landing.is_none() {
             self.flights.unmark_hit_for_miss(&errand.key);
         }

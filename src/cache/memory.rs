@@ -1,11 +1,16 @@
 //! The copies in memory.
 //!
-//! moka as a map that is bounded in bytes, and nothing else of it: freshness is decided from the entry, since what
-//! moka's own time to live had expired could no longer be served in an outage. Under one key stand the variants that
-//! `Vary` tells apart, newest first.
+//! A map that is bounded in bytes (`quick_cache`, see ADR 5), and nothing else of it: freshness is decided from the
+//! entry, since what a map's own time to live had expired could no longer be served in an outage. Under one key stand
+//! the variants that `Vary` tells apart, newest first.
+//!
+//! When it is full, what was read again stays and what was read once goes first: a tenth of the room is kept for
+//! newcomers, so that a sync that walks through everything does not push out what is asked for all the time.
 
 use super::entry::{Asked, Entry};
 use super::key::{Key, Places};
+use quick_cache::sync::DefaultLifecycle;
+use quick_cache::{OptionsBuilder, Weighter};
 use std::sync::{Arc, Mutex};
 
 /// Variants of one key that are kept; the oldest goes first.
@@ -13,30 +18,52 @@ const VARIANTS: usize = 8;
 const STRIPES: usize = 16;
 /// What an entry takes besides its own bytes: map slots, counters, the `Arc`s.
 const OVERHEAD: usize = 1000;
+/// Parts of the map with a lock of their own, and the least that one of them holds: an entry may take as much as one
+/// part, so that a small memory has few.
+const SHARDS: u64 = 8;
+const SHARD_BYTES: u64 = 8 << 20;
+/// For how many keys the map remembers that they were there a while ago: by the size of a usual answer.
+const USUAL_BYTES: u64 = 8 << 10;
+/// The share that what was read again may take.
+const HOT: f64 = 0.9;
 
 /// The variants of a key.
-pub(crate) type Variants = Arc<Vec<Arc<Entry>>>;
+pub(crate) type Variants = Arc<[Arc<Entry>]>;
 
 /// The map.
 pub(crate) struct Memory {
-    map: moka::sync::Cache<Key, Variants, Places>,
+    map: quick_cache::sync::Cache<Key, Variants, Bytes, Places>,
     /// Held while the variants of a key are replaced.
     stripes: [Mutex<()>; STRIPES],
 }
 
-fn weight(variants: &Variants) -> u32 {
-    let bytes: usize = variants.iter().map(|entry| OVERHEAD + entry.weight()).sum();
-    u32::try_from(bytes).unwrap_or(u32::MAX)
+/// Weighs in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Bytes;
+
+impl Weighter<Key, Variants> for Bytes {
+    fn weight(&self, _: &Key, variants: &Variants) -> u64 {
+        variants.iter().map(|entry| (OVERHEAD + entry.weight()) as u64).sum()
+    }
 }
 
 // === impl Memory ===
 
 impl Memory {
     pub(crate) fn new(bytes: u64) -> Self {
-        let map = moka::sync::Cache::builder()
-            .max_capacity(bytes)
-            .weigher(|_, variants: &Variants| weight(variants))
-            .build_with_hasher(Places::default());
+        let options = OptionsBuilder::new()
+            .weight_capacity(bytes)
+            .estimated_items_capacity(usize::try_from(bytes / USUAL_BYTES).unwrap_or(usize::MAX))
+            .shards(usize::try_from((bytes / SHARD_BYTES).clamp(1, SHARDS)).expect("at most `SHARDS`"))
+            .hot_allocation(HOT)
+            .build()
+            .expect("both capacities are given, and the share is between 0 and 1");
+        let map = quick_cache::sync::Cache::with_options(
+            options,
+            Bytes,
+            Places::default(),
+            DefaultLifecycle::default(),
+        );
         Self { map, stripes: std::array::from_fn(|_| Mutex::new(())) }
     }
 
@@ -48,55 +75,48 @@ impl Memory {
     /// after a later invalidation, or asked for later. Tells whether it is kept.
     pub(crate) fn put(&self, key: Key, entry: Arc<Entry>, asked: Asked<'_>) -> bool {
         let _held = self.stripe(&key).lock().expect("no code panics with this lock held");
-        let mut variants = Vec::with_capacity(1);
-        if let Some(present) = self.map.get(&key) {
-            let is_newer = |old: &Entry| old.began > entry.began || old.asked_at > entry.asked_at;
-            if present.iter().any(|old| old.is_selected_by(asked) && is_newer(old)) {
-                return false;
+        let variants: Variants = match self.map.peek(&key) {
+            None => Arc::new([entry]),
+            Some(present) => {
+                let is_newer = |old: &Entry| old.began > entry.began || old.asked_at > entry.asked_at;
+                if present.iter().any(|old| old.is_selected_by(asked) && is_newer(old)) {
+                    return false;
+                }
+                let others =
+                    present.iter().filter(|old| !old.is_selected_by(asked)).take(VARIANTS - 1).cloned();
+                std::iter::once(entry).chain(others).collect()
             }
-            variants.reserve(present.len());
-            variants.push(entry);
-            variants
-                .extend(present.iter().filter(|old| !old.is_selected_by(asked)).take(VARIANTS - 1).cloned());
-        } else {
-            variants.push(entry);
-        }
-        self.map.insert(key, Arc::new(variants));
+        };
+        self.map.insert(key, variants);
         true
     }
 
     /// Forgets one variant.
     pub(crate) fn remove(&self, key: &Key, entry: &Arc<Entry>) {
         let _held = self.stripe(key).lock().expect("no code panics with this lock held");
-        let Some(present) = self.map.get(key) else { return };
+        let Some(present) = self.map.peek(key) else { return };
         let left: Vec<_> = present.iter().filter(|old| !Arc::ptr_eq(old, entry)).cloned().collect();
         if left.is_empty() {
-            self.map.invalidate(key);
+            self.map.remove(key);
         } else {
-            self.map.insert(*key, Arc::new(left));
+            self.map.insert(*key, left.into());
         }
     }
 
     /// The entries, with their keys.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (Key, Arc<Entry>)> {
-        self.map.iter().flat_map(|(key, variants)| {
-            variants.iter().map(|entry| (*key, entry.clone())).collect::<Vec<_>>()
-        })
+        self.map
+            .iter()
+            .flat_map(|(key, variants)| variants.iter().map(|entry| (key, entry.clone())).collect::<Vec<_>>())
     }
 
     pub(crate) fn clear(&self) {
-        self.map.invalidate_all();
+        self.map.clear();
     }
 
-    /// Keys and bytes, as of moka's last housekeeping.
+    /// Keys and bytes.
     pub(crate) fn size(&self) -> (u64, u64) {
-        (self.map.entry_count(), self.map.weighted_size())
-    }
-
-    /// Keys and bytes, exactly.
-    pub(crate) fn settle(&self) -> (u64, u64) {
-        self.map.run_pending_tasks();
-        self.size()
+        (self.map.len() as u64, self.map.weight())
     }
 
     fn stripe(&self, key: &Key) -> &Mutex<()> {

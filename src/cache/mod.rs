@@ -132,7 +132,7 @@ impl Cache {
 
     /// What it did and what it holds.
     pub fn stats(&self) -> Stats {
-        let (keys, bytes) = self.memory.settle();
+        let (keys, bytes) = self.memory.size();
         self.counters.size(keys, bytes);
         let newest = self.newest.load(Ordering::Relaxed);
         let age = (newest != i64::MIN)

@@ -423,6 +423,10 @@ pub(crate) fn holds_error(headers: &HeaderMap, body: &[u8]) -> bool {
         return false;
     }
     let body = body.trim_ascii();
+    // An object and the end of the envelope; nearly every body ends with `null}`, and is not searched.
+    if body.strip_suffix(b"}").is_none_or(|inner| !inner.trim_ascii_end().ends_with(b"}")) {
+        return false;
+    }
     let tail = &body[body.len().saturating_sub(TAIL)..];
     // Nested members of that name may stand before it, after it inside its own value, or both.
     memchr::memmem::find_iter(tail, b"\"error\"").any(|at| {

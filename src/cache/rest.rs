@@ -2,15 +2,18 @@
 //! to 30 s. Readers are served the copy meanwhile. Bounded: what is pushed out is tried again too early.
 
 use super::flight::FlightKey;
+use super::key::Places;
+use quick_cache::UnitWeighter;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 use std::time::Duration;
 use tokio::time::Instant;
 
-const KEYS: u64 = 4096;
+const KEYS: usize = 4096;
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// The keys at rest.
-pub(crate) struct Rests(moka::sync::Cache<FlightKey, Rest>);
+pub(crate) struct Rests(Cache<FlightKey, Rest, UnitWeighter, Places>);
 
 #[derive(Clone, Copy)]
 struct Rest {
@@ -22,7 +25,7 @@ struct Rest {
 
 impl Rests {
     pub(crate) fn new() -> Self {
-        Self(moka::sync::Cache::new(KEYS))
+        Self(Cache::with(KEYS, KEYS as u64, UnitWeighter, Places::default(), DefaultLifecycle::default()))
     }
 
     /// Whether the key is to be left alone.
@@ -37,7 +40,7 @@ impl Rests {
             let span = before.map_or(FIRST, |rest| (rest.span * 2).min(LONGEST));
             self.0.insert(key, Rest { span, until: now + span });
         } else if before.is_some() {
-            self.0.invalidate(&key);
+            self.0.remove(&key);
         }
     }
 }

@@ -286,7 +286,7 @@ impl Cache {
                 None => found(None, Forward::VaryMiss),
                 Some(entry) => {
                     let now = self.now();
-                    match self.judge(read, entry, &now) {
+                    match self.use_of(read, entry, &now) {
                         Use::Fresh => return Look::Done(self.fresh(read, entry, &now)),
                         Use::Tolerated if self.may_stand_in(read, entry, Why::TOLERATED, &now).is_ok() => {
                             return Look::Done(self.stale(read, entry, Why::TOLERATED, &now));
@@ -322,7 +322,8 @@ impl Cache {
         self.refusals.is_refused(read.partition, token, &read.key)
     }
 
-    fn judge(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Use {
+    /// What is done with a copy.
+    fn use_of(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Use {
         let age = entry.facts.age(entry.confirmed.since(now));
         let is_outdated =
             entry.confirmed.is_ahead_of(now) || self.marks.is_outdated(entry.names, entry.began);
@@ -436,7 +437,7 @@ async fn forward(
         && let Some(entry) = cache.restore(&read).await
     {
         let now = cache.now();
-        match cache.judge(&read, &entry, &now) {
+        match cache.use_of(&read, &entry, &now) {
             Use::Fresh => return Ok(cache.fresh(&read, &entry, &now)),
             Use::Tolerated if cache.may_stand_in(&read, &entry, Why::TOLERATED, &now).is_ok() => {
                 return Ok(cache.stale(&read, &entry, Why::TOLERATED, &now));

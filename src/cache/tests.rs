@@ -240,7 +240,7 @@ fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePo
         ..Snapshot::of(Settings::default()).unwrap()
     });
     let told = script.clone();
-    let upstream: Upstream = BoxCloneSyncService::new(service_fn(move |asked: UpstreamRequest| {
+    let upstream = Upstream::new(service_fn(move |asked: UpstreamRequest| {
         let (parts, _) = asked.request.into_parts();
         told.seen.lock().unwrap().push(Seen {
             method: parts.method,
@@ -564,7 +564,7 @@ async fn upstreams_own_fields_of_ours_are_not_believed() {
     world.plan([ok(&lies, "x"), answer(500, &lies, "x")]);
     let got = world.get("/shipments").send().await;
     assert!(got.headers.get("seawall-write-id").is_none() && got.headers.get("x-hop").is_none());
-    got.says("upstream", "seawall; fwd=uri-miss; fwd-status=200; stored; ttl=-1");
+    got.says("upstream", "cdn; hit, seawall; fwd=uri-miss; fwd-status=200; stored; ttl=-1");
     let got = world.get("/ports").send().await;
     let said: Vec<_> = got.headers.get_all("cache-status").iter().collect();
     assert_eq!(said, ["cdn; hit, seawall; fwd=uri-miss; fwd-status=500"]);

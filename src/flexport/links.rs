@@ -2,8 +2,8 @@
 //!
 //! Flexport's bodies carry absolute URLs. A JSON string that is the value of `self`, `prev`, `next`, `link` or
 //! `file_link`, and begins with the upstream's base, gets ours instead, so that a caller who follows it stays behind
-//! the proxy. There is no JSON tokenizer: the authority of the base is searched for, and what stands around it is
-//! looked at. A string's inside cannot be taken for a link, since a quote in it carries a backslash.
+//! the proxy. There is no JSON tokenizer: a quote and what all bases begin with is searched for, and what stands around
+//! it is looked at. A string's inside cannot be taken for a link, since a quote in it carries a backslash.
 //!
 //! A base counts when
 //! - it begins its string, and the string is the value of one of those keys; there may be white space around the
@@ -29,6 +29,8 @@ const MOST_SPACE: usize = 64;
 /// How far back from a value its key can begin: a byte that must not be a backslash, the quoted key, white space
 /// and the colon, the value's quote.
 const LOOK_BACK: usize = 1 + "\"file_link\"".len() + MOST_SPACE + 1 + 1;
+/// How often a link comes, where Flexport's objects have many.
+const BYTES_PER_LINK: usize = 256;
 /// What is looked at behind a base: `\/`.
 const LOOK_AHEAD: usize = 2;
 
@@ -37,7 +39,8 @@ const LOOK_AHEAD: usize = 2;
 pub struct Bases {
     /// Longest first: the first that fits counts.
     spellings: Vec<Spelling>,
-    anchors: Vec<Anchor>,
+    /// Finds a quote and what all spellings begin with.
+    opening: Option<Finder<'static>>,
     /// The length of the longest spelling.
     longest: usize,
     public_url: String,
@@ -54,14 +57,6 @@ struct Spelling {
     is_escaped: bool,
 }
 
-/// What is searched for: an authority.
-#[derive(Debug)]
-struct Anchor {
-    finder: Finder<'static>,
-    /// How many bytes before the authority the base may begin, such as 8 for `https://`.
-    offsets: Vec<usize>,
-}
-
 /// Rewrites one body.
 #[derive(Debug)]
 pub struct Rewriter {
@@ -70,8 +65,6 @@ pub struct Rewriter {
     behind: Behind,
     /// What came and was not given out: the beginning of a base behind a key and a quote.
     held: Vec<u8>,
-    /// The next place of each anchor in the chunk; kept for its memory.
-    hits: Vec<Option<usize>>,
 }
 
 /// The last [`LOOK_BACK`] bytes of the body so far.
@@ -111,10 +104,8 @@ impl Bases {
         }
 
         let mut spellings = Vec::new();
-        let mut anchors: Vec<(&str, Vec<usize>)> = Vec::new();
         for base in &bases {
-            let (begins, path_at) = authority(base).expect("normalized bases have one");
-            let name = &base[begins..path_at];
+            let (_, path_at) = authority(base).expect("normalized bases have one");
             for is_escaped in [false, true] {
                 let write = |url: &str| if is_escaped { url.replace('/', "\\/") } else { url.to_owned() };
                 spellings.push(Spelling {
@@ -123,21 +114,18 @@ impl Bases {
                     path_at: write(&base[..path_at]).len(),
                     is_escaped,
                 });
-                let offset = write(&base[..begins]).len();
-                match anchors.iter_mut().find(|(known, _)| *known == name) {
-                    Some((_, offsets)) if offsets.contains(&offset) => {}
-                    Some((_, offsets)) => offsets.push(offset),
-                    None => anchors.push((name, vec![offset])),
-                }
             }
         }
         spellings.sort_by_key(|spelling| std::cmp::Reverse(spelling.text.len()));
-        let anchors = anchors
-            .into_iter()
-            .map(|(name, offsets)| Anchor { finder: Finder::new(name).into_owned(), offsets })
-            .collect();
+        let opening = spellings.first().map(|first| {
+            let common = spellings.iter().fold(&first.text[..], |common, spelling| {
+                let same = common.iter().zip(&spelling.text).take_while(|(one, other)| one == other);
+                &common[..same.count()]
+            });
+            Finder::new(&[b"\"", common].concat()).into_owned()
+        });
         let longest = spellings.first().map_or(0, |spelling| spelling.text.len());
-        Self { spellings, anchors, longest, public_url }
+        Self { spellings, opening, longest, public_url }
     }
 
     /// Whether every body stays as it is: the upstream's URL is ours.
@@ -203,7 +191,7 @@ fn authority(url: &str) -> Option<(usize, usize)> {
 impl Rewriter {
     /// For the content of one response.
     pub fn new(bases: Arc<Bases>) -> Self {
-        Self { bases, behind: Behind { bytes: [0; LOOK_BACK], len: 0 }, held: Vec::new(), hits: Vec::new() }
+        Self { bases, behind: Behind { bytes: [0; LOOK_BACK], len: 0 }, held: Vec::new() }
     }
 
     /// Takes the next chunk and gives out what is certain by now, in order, nothing empty.
@@ -269,42 +257,32 @@ impl Rewriter {
 
     /// Rewrites `chunk` from `from` on, and holds back what may be the beginning of a base.
     fn rewrite(&mut self, chunk: &Bytes, from: usize, out: &mut dyn FnMut(Bytes)) {
-        let Self { bases, behind, held, hits } = self;
-        let find = |anchor: &Anchor, at: usize| anchor.finder.find(&chunk[at..]).map(|hit| at + hit);
-        hits.clear();
-        hits.extend(bases.anchors.iter().map(|anchor| find(anchor, from)));
-
+        let Self { bases, behind, held } = self;
         let mut rewritten: Vec<u8> = Vec::new();
         // Up to here the chunk is in `rewritten`; up to `settled`, no other base can begin.
         let mut copied = from;
         let mut settled = from;
-        while let Some((index, hit)) = next_hit(hits) {
-            let anchor = &bases.anchors[index];
-            let mut resume = hit + 1;
-            for begins in anchor.offsets.iter().filter_map(|offset| hit.checked_sub(*offset)) {
-                if begins < settled || !behind.opens_a_string(chunk, begins) {
-                    continue;
-                }
-                // What is undecided is at the end, and found again below.
-                let Decision::Base(base) = bases.decide(&chunk[begins..], false) else { continue };
-                if !behind.has_a_link_key(chunk, begins) {
-                    continue;
-                }
-                let spelling = &bases.spellings[base];
-                settled = begins + spelling.text.len();
-                resume = settled;
-                if let Some(replacement) = &spelling.replacement {
-                    if rewritten.is_empty() {
-                        let growth = (chunk.len() - from) / 8;
-                        rewritten.reserve(chunk.len() - from + growth + replacement.len());
-                    }
-                    rewritten.extend_from_slice(&chunk[copied..begins]);
-                    rewritten.extend_from_slice(replacement);
-                    copied = settled;
-                }
-                break;
+        // The quote before the first place may be the last byte of what came before.
+        let first = (from == 0 && behind.opens_a_string(chunk, 0)).then_some(0);
+        let further = bases.opening.iter().flat_map(|opening| opening.find_iter(&chunk[from..]));
+        for begins in first.into_iter().chain(further.map(|quote| from + quote + 1)) {
+            // What is undecided is at the end, and found again below.
+            let Decision::Base(base) = bases.decide(&chunk[begins..], false) else { continue };
+            if !behind.has_a_link_key(chunk, begins) {
+                continue;
             }
-            hits[index] = find(anchor, resume);
+            let spelling = &bases.spellings[base];
+            settled = begins + spelling.text.len();
+            let Some(replacement) = &spelling.replacement else { continue };
+            if rewritten.is_empty() {
+                // As much as it will be, since what is kept is kept without room to spare.
+                let left = chunk.len() - from;
+                let growth = replacement.len().saturating_sub(spelling.text.len());
+                rewritten.reserve(left + growth * (left / BYTES_PER_LINK + 1));
+            }
+            rewritten.extend_from_slice(&chunk[copied..begins]);
+            rewritten.extend_from_slice(replacement);
+            copied = settled;
         }
 
         let end = bases.unfinished(behind, chunk, settled);
@@ -333,11 +311,6 @@ impl Bases {
             && behind.has_a_link_key(chunk, begins);
         if is_unfinished { begins } else { chunk.len() }
     }
-}
-
-/// The nearest place of an anchor, and which it is.
-fn next_hit(hits: &[Option<usize>]) -> Option<(usize, usize)> {
-    hits.iter().enumerate().filter_map(|(index, hit)| hit.map(|hit| (index, hit))).min_by_key(|(_, hit)| *hit)
 }
 
 fn give(data: Bytes, out: &mut dyn FnMut(Bytes)) {

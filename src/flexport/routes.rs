@@ -7,7 +7,6 @@
 //! `/invoices/?per=1`.
 
 use http::Method;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,8 +96,18 @@ pub enum OrderRule {
 #[derive(Clone, Debug)]
 pub struct RouteTable {
     rows: Vec<Arc<RoutePolicy>>,
-    by_first: HashMap<String, Vec<usize>>,
+    /// By the first segment; of those that fit, the first counts.
+    by_first: foldhash::HashMap<String, Vec<Pattern>>,
     other: Arc<RoutePolicy>,
+}
+
+/// A row as it is compared.
+#[derive(Clone, Debug)]
+struct Pattern {
+    method: Option<Method>,
+    /// The segments behind the first; `None` for an id.
+    rest: Vec<Option<String>>,
+    row: usize,
 }
 
 /// A value for each group. There are few, and a request asks several times: an address is compared sooner than a
@@ -379,10 +388,20 @@ impl RouteTable {
         };
         let rows: Vec<_> = rows.into_iter().map(&mut shared).collect();
         let other = shared(other);
-        let mut by_first: HashMap<String, Vec<usize>> = HashMap::new();
+        let mut by_first = foldhash::HashMap::<String, Vec<Pattern>>::default();
         for (index, row) in rows.iter().enumerate() {
-            let first = row.template.trim_start_matches('/').split('/').next().unwrap_or_default();
-            by_first.entry(first.to_owned()).or_default().push(index);
+            let mut segments = row.template.trim_start_matches('/').split('/');
+            let first = segments.next().unwrap_or_default();
+            let rest = segments.map(|name| (!name.starts_with(':')).then(|| name.to_owned())).collect();
+            by_first.entry(first.to_owned()).or_default().push(Pattern {
+                method: row.method.clone(),
+                rest,
+                row: index,
+            });
+        }
+        for patterns in by_first.values_mut() {
+            // A literal segment wins over an id: `/network/me/companies` has no rival today, but a file may add one.
+            patterns.sort_by_key(|pattern| pattern.rest.iter().filter(|name| name.is_none()).count());
         }
         Self { rows, by_first, other }
     }
@@ -392,16 +411,12 @@ impl RouteTable {
         let method = if *method == Method::HEAD { &Method::GET } else { method };
         let Some(rest) = path.strip_prefix('/') else { return &self.other };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let first = rest.split('/').next().unwrap_or_default();
-        let Some(candidates) = self.by_first.get(first) else { return &self.other };
-        candidates
+        let (first, rest) = segment(rest);
+        let Some(patterns) = self.by_first.get(first) else { return &self.other };
+        patterns
             .iter()
-            .map(|index| &self.rows[*index])
-            .filter(|row| row.method.as_ref() == Some(method))
-            // A literal segment wins over an id: `/network/me/companies` has no rival today, but a file may add one.
-            .filter(|row| matches(&row.template[1..], rest))
-            .min_by_key(|row| row.template.matches(':').count())
-            .unwrap_or(&self.other)
+            .find(|pattern| pattern.method.as_ref() == Some(method) && pattern.fits(rest))
+            .map_or(&self.other, |pattern| &self.rows[pattern.row])
     }
 
     /// All rows, that of the rest last.
@@ -444,26 +459,36 @@ impl<T> ByGroup<T> {
         self.0.iter().map(|(_, value)| value)
     }
 }
+// === impl Pattern ===
 
-fn matches(template: &str, path: &str) -> bool {
-    let mut expected = template.split('/');
-    let mut found = path.split('/');
-    loop {
-        match (expected.next(), found.next()) {
-            (None, None) => return true,
-            (Some(name), Some(segment)) if name.starts_with(':') => {
-                if segment.is_empty()
-                    || !segment
-                        .bytes()
-                        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-                {
-                    return false;
-                }
+impl Pattern {
+    /// Whether this is what stands behind the first segment, if anything does.
+    fn fits(&self, mut rest: Option<&str>) -> bool {
+        for expected in &self.rest {
+            let Some(path) = rest else { return false };
+            let (found, behind) = segment(path);
+            match expected {
+                Some(name) if name == found => {}
+                None if is_id(found) => {}
+                _ => return false,
             }
-            (Some(name), Some(segment)) if name == segment => {}
-            _ => return false,
+            rest = behind;
         }
+        rest.is_none()
     }
+}
+
+/// The first segment, and what stands behind its slash.
+fn segment(path: &str) -> (&str, Option<&str>) {
+    match memchr::memchr(b'/', path.as_bytes()) {
+        Some(slash) => (&path[..slash], Some(&path[slash + 1..])),
+        None => (path, None),
+    }
+}
+
+fn is_id(segment: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    !segment.is_empty() && segment.bytes().all(is_allowed)
 }
 
 #[cfg(test)]

@@ -15,5 +15,5 @@ pub use auth::{Auth, AuthLayer};
 pub use context::{ContextLayer, Contextual, Peer};
 pub use identity::Identifier;
 pub use limits::{Limits, LimitsLayer};
-pub use rescue::{CatchPanic, Rescue, RescueLayer};
+pub use rescue::{Rescue, RescueLayer};
 pub use trace::{Trace, TraceLayer};

@@ -1,6 +1,6 @@
 //! The only place where a [`ProxyError`] becomes a response, and where a panic becomes an error.
 
-use crate::context::{BoxFuture, RequestContext};
+use crate::context::RequestContext;
 use crate::error::ProxyError;
 use crate::flexport::problem;
 use crate::http::{Body, BodyError};
@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// Makes [`Rescue`].
@@ -20,10 +21,11 @@ pub struct RescueLayer;
 pub struct Rescue<S>(S);
 
 pin_project_lite::pin_project! {
-    /// A future whose panic is an error. The panic has been logged by the panic hook.
-    pub struct CatchPanic<F> {
+    /// An answer on its way, or the panic of a layer that did not come to make one.
+    pub struct Rescuing<F> {
         #[pin]
-        inner: F,
+        answer: Option<F>,
+        context: Arc<RequestContext>,
     }
 }
 
@@ -42,11 +44,10 @@ impl<S> tower::Layer<S> for RescueLayer {
 impl<S> tower::Service<Request<Body>> for Rescue<S>
 where
     S: tower::Service<Request<Body>, Response = Response<Body>, Error = ProxyError>,
-    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<Result<Response<Body>, Infallible>>;
+    type Future = Rescuing<S::Future>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -56,20 +57,38 @@ where
         let context = RequestContext::of(&request).clone();
         // The layers below do some of their work in `call` itself.
         let called = std::panic::catch_unwind(AssertUnwindSafe(|| self.0.call(request)));
-        Box::pin(async move {
-            let result = match called {
-                Ok(answer) => CatchPanic { inner: answer }.await,
-                Err(_) => Err(panicked()),
-            };
-            Ok(result.unwrap_or_else(|error| {
-                let error = precise(error);
-                if let ProxyError::Internal(detail) = &error {
-                    tracing::error!(request_id = ?context.request_id, detail, "a request failed by a bug of ours");
-                }
-                problem::response(&error, &context.asked)
-            }))
-        })
+        Rescuing { answer: called.ok(), context }
     }
+}
+
+// === impl Rescuing ===
+
+impl<F> Future for Rescuing<F>
+where
+    F: Future<Output = Result<Response<Body>, ProxyError>>,
+{
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        // The panic itself has been logged by the panic hook.
+        let result = match this.answer.as_pin_mut() {
+            Some(answer) => match std::panic::catch_unwind(AssertUnwindSafe(|| answer.poll(cx))) {
+                Ok(poll) => std::task::ready!(poll),
+                Err(_) => Err(panicked()),
+            },
+            None => Err(panicked()),
+        };
+        Poll::Ready(Ok(result.unwrap_or_else(|error| answer(error, this.context))))
+    }
+}
+
+fn answer(error: ProxyError, context: &RequestContext) -> Response<Body> {
+    let error = precise(error);
+    if let ProxyError::Internal(detail) = &error {
+        tracing::error!(request_id = ?context.request_id, detail, "a request failed by a bug of ours");
+    }
+    problem::response(&error, &context.asked)
 }
 
 fn panicked() -> ProxyError {
@@ -81,22 +100,5 @@ fn precise(error: ProxyError) -> ProxyError {
     match error {
         ProxyError::RequestBody(BodyError::TooLarge(limit)) => ProxyError::BodyTooLarge { limit },
         other => other,
-    }
-}
-
-// === impl CatchPanic ===
-
-impl<F, T> Future for CatchPanic<F>
-where
-    F: Future<Output = Result<T, ProxyError>>,
-{
-    type Output = Result<T, ProxyError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let inner = self.project().inner;
-        match std::panic::catch_unwind(AssertUnwindSafe(|| inner.poll(cx))) {
-            Ok(poll) => poll,
-            Err(_) => Poll::Ready(Err(panicked())),
-        }
     }
 }

@@ -8,7 +8,7 @@
 
 use crate::error::ProxyError;
 use bytes::BytesMut;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Uri, Version};
 
@@ -78,6 +78,14 @@ fn is_framing(name: &HeaderName) -> bool {
     matches!(name.as_str(), "content-length" | "transfer-encoding" | "trailer")
 }
 
+fn is_ours(name: &HeaderName) -> bool {
+    name.as_str().starts_with(OURS)
+}
+
+fn is_only_ours_to_say(name: &HeaderName) -> bool {
+    is_ours(name) || matches!(name.as_str(), "idempotent-replayed" | "preference-applied")
+}
+
 /// Removes the fields whose names are meant. One look over the names: to ask the map for each name that hardly ever
 /// comes would cost more than all else that is done with a small one.
 fn strip(headers: &mut HeaderMap, is_meant: impl Fn(&HeaderName) -> bool) {
@@ -118,6 +126,33 @@ impl From<FramingError> for ProxyError {
 /// `Host` and `Content-Length` stay even when `Connection` names them: they say where a message goes and where it
 /// ends, and no sender may nominate them.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    strip_nominated(headers);
+    strip(headers, is_hop_by_hop);
+}
+
+/// Removes from a request all that does not go to the upstream, and what is made anew for it: hop-by-hop fields, those
+/// of the framing, ours, `Expect`, `Host` and the caller's `Authorization`.
+pub fn strip_for_upstream(headers: &mut HeaderMap) {
+    strip_nominated(headers);
+    strip(headers, |name| {
+        is_hop_by_hop(name)
+            || is_framing(name)
+            || is_ours(name)
+            || matches!(*name, AUTHORIZATION | EXPECT | HOST)
+    });
+    super::prefer::remove_wait(headers);
+}
+
+/// Removes from an upstream's answer what does not go to a caller: hop-by-hop fields, what only we may say, and those
+/// of the framing where the content is sent anew.
+pub fn strip_for_caller(headers: &mut HeaderMap, is_framed_anew: bool) {
+    strip_nominated(headers);
+    strip(headers, |name| {
+        is_hop_by_hop(name) || is_only_ours_to_say(name) || (is_framed_anew && is_framing(name))
+    });
+}
+
+fn strip_nominated(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let nominated: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -132,7 +167,6 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    strip(headers, is_hop_by_hop);
 }
 
 /// Removes what says where the content ends, for a message whose content is another one now.
@@ -140,18 +174,26 @@ pub fn strip_framing(headers: &mut HeaderMap) {
     strip(headers, is_framing);
 }
 
+/// Removes from an answer what holds no more once its content was changed: its length, digests of it, and the offer to
+/// send parts of it.
+pub fn strip_for_changed_content(headers: &mut HeaderMap) {
+    strip(headers, |name| {
+        matches!(
+            name.as_str(),
+            "content-length" | "content-digest" | "repr-digest" | "digest" | "content-md5" | "accept-ranges"
+        )
+    });
+}
+
 /// Removes from a request what is for us: every `Seawall-*` field and the `wait` preference.
 pub fn strip_seawall_request(headers: &mut HeaderMap) {
-    strip(headers, |name| name.as_str().starts_with(OURS));
+    strip(headers, is_ours);
     super::prefer::remove_wait(headers);
 }
 
 /// Removes from an upstream's answer what only we may say.
 pub fn strip_seawall_response(headers: &mut HeaderMap) {
-    strip(headers, |name| {
-        let name = name.as_str();
-        name.starts_with(OURS) || matches!(name, "idempotent-replayed" | "preference-applied")
-    });
+    strip(headers, is_only_ours_to_say);
 }
 
 /// The same fields in memory of their own: one buffer, as long as the values are.

@@ -141,13 +141,21 @@ impl Stream {
 
     /// Something was read or written. On HTTP/2 that proves nothing while no request is under way: a peer that only
     /// answers pings is idle all the same.
-    fn touch(&mut self) {
+    fn touch(&mut self, now: Instant) {
         if self.protocol == Protocol::Http1 || self.busy.load(Ordering::Relaxed) > 0 {
-            self.active_at = Instant::now();
+            self.active_at = now;
         }
     }
 
     fn poll_read_limit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A timer that runs wakes this task in any case; it is set anew when it comes too early.
+        if self.busy.load(Ordering::Relaxed) > 0
+            && self.read_timer.as_ref().is_some_and(|timer| !timer.is_elapsed())
+        {
+            self.was_busy = true;
+            self.head_since = None;
+            return Poll::Pending;
+        }
         loop {
             let (deadline, waiting) = self.read_limit();
             let timer = self.read_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
@@ -189,10 +197,11 @@ impl hyper::rt::Read for Stream {
         }
         match Pin::new(&mut this.inner).poll_read(cx, buf) {
             Poll::Ready(result) => {
-                this.touch();
+                let now = Instant::now();
+                this.touch(now);
                 if this.busy.load(Ordering::Relaxed) == 0 && (this.head_since.is_none() || this.was_busy) {
                     this.was_busy = false;
-                    this.head_since = Some(Instant::now());
+                    this.head_since = Some(now);
                 }
                 Poll::Ready(result)
             }
@@ -205,7 +214,7 @@ impl Stream {
     /// Who is answered has sent its head.
     fn answered<T>(&mut self, poll: &Poll<T>) {
         if poll.is_ready() {
-            self.touch();
+            self.touch(Instant::now());
             self.head_since = None;
         }
     }

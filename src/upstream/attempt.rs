@@ -7,7 +7,7 @@
 //! sent, and without it an idle connection that the upstream closed would turn a live write into a queued one.
 
 use super::body::{InFlight, UpstreamBody, Watch};
-use super::client::Client;
+use super::client::{Client, Sent};
 use crate::context::{
     AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, WholeUntil, is_safe,
 };
@@ -25,6 +25,7 @@ use hyper_util::client::legacy::connect::capture_connection;
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,6 +51,16 @@ struct Shared {
 struct GroupHandles {
     seconds: Histogram,
     outcomes: [Counter; OUTCOMES.len()],
+}
+
+pin_project_lite::pin_project! {
+    /// A request on its way.
+    #[project = SendingProjected]
+    enum Sending {
+        Once { #[pin] sent: Sent },
+        // What few requests need has a place of its own.
+        Twice { sent: BoxFuture<Result<Response<Incoming>, ProxyError>> },
+    }
 }
 
 /// A request's body on its way out, when it comes from the caller piece by piece.
@@ -115,36 +126,63 @@ impl tower::Service<UpstreamRequest> for Attempt {
     }
 
     fn call(&mut self, request: UpstreamRequest) -> Self::Future {
-        let shared = self.0.clone();
-        Box::pin(async move { shared.run(request).await })
+        Box::pin(run(self.0.clone(), request))
+    }
+}
+
+/// One call of the service. Futures that hold a request are as large as it is, and one inside the other copies it each
+/// time: so this one is the only one on the way of a read.
+async fn run(
+    shared: Arc<Shared>,
+    UpstreamRequest { request, mut call }: UpstreamRequest,
+) -> Result<Response<Body>, ProxyError> {
+    let request = shared.outbound(request, &call)?;
+    if let Some(before_send) = call.before_send.take() {
+        before_send().await?;
+    }
+    let mut started = Instant::now();
+    if call.deadline <= started {
+        return Err(ProxyError::DeadlineBeforeSending);
+    }
+    let in_flight = InFlight::new(&shared.metrics.upstream_in_flight);
+    let is_head = request.method() == Method::HEAD;
+    let limit = *call.config.settings.upstream.timeout;
+    let sent = match request.body().as_bytes() {
+        Some(bytes) => {
+            let until = call.deadline.min(started + limit);
+            began(&call);
+            shared.send_whole(request, bytes, call.resends_unsent, until).await
+        }
+        None => Box::pin(shared.send_streamed(request, &call, limit, &mut started)).await,
+    };
+    let result = match sent {
+        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            Err(ProxyError::Cut("101 Switching Protocols, which nobody asked for".to_owned()))
+        }
+        result => result,
+    };
+    shared.conclude(result, call, started.elapsed(), is_head, in_flight)
+}
+
+fn began(call: &Call) {
+    if let Some(observer) = &call.observer {
+        observer.began();
     }
 }
 
 // === impl Shared ===
 
 impl Shared {
-    async fn run(
+    /// Tells what became of the attempt, and makes the answer of it.
+    fn conclude(
         &self,
-        UpstreamRequest { request, mut call }: UpstreamRequest,
+        result: Result<Response<Incoming>, ProxyError>,
+        mut call: Call,
+        head_after: Duration,
+        is_head: bool,
+        in_flight: InFlight,
     ) -> Result<Response<Body>, ProxyError> {
-        let request = self.outbound(request, &call)?;
-        if let Some(before_send) = call.before_send.take() {
-            before_send().await?;
-        }
-        if call.deadline <= Instant::now() {
-            return Err(ProxyError::DeadlineBeforeSending);
-        }
-        let in_flight = InFlight::new(&self.metrics.upstream_in_flight);
-        let mut started = Instant::now();
-        let is_head = request.method() == Method::HEAD;
         let limits = &call.config.settings.upstream;
-        let result = match self.send_within(request, &call, *limits.timeout, &mut started).await {
-            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Err(ProxyError::Cut("101 Switching Protocols, which nobody asked for".to_owned()))
-            }
-            result => result,
-        };
-        let head_after = started.elapsed();
         let delivery = delivery::of(result.as_ref().map(|response| (response.status(), response.headers())));
         if let Some(group) = self.groups.get(&call.route.group) {
             group.seconds.observe(head_after.as_secs_f64());
@@ -179,29 +217,24 @@ impl Shared {
         }
     }
 
-    /// Sends, and waits for the head: until `deadline`, and at most `limit` from the moment at which the whole
-    /// request had been taken. While our own caller is still sending it, the upstream cannot answer: the attempt
-    /// counts as started, for all who judge it, when that is done.
-    async fn send_within(
+    /// Sends what is in memory, and waits for the head until then.
+    fn send_whole(
         &self,
         mut request: Request<Body>,
-        call: &Call,
-        limit: Duration,
-        started: &mut Instant,
-    ) -> Result<Response<Incoming>, ProxyError> {
-        let deadline = call.deadline;
-        let began = || {
-            if let Some(observer) = &call.observer {
-                observer.began();
-            }
+        bytes: Bytes,
+        resends_unsent: bool,
+        until: Instant,
+    ) -> impl Future<Output = Result<Response<Incoming>, ProxyError>> {
+        // What only reads may be sent again in any case, so how far a connection had come does not matter.
+        let connection = (!is_safe(request.method())).then(|| capture_connection(&mut request));
+        let sending = if resends_unsent {
+            Sending::Once { sent: self.client.send(request) }
+        } else {
+            Sending::Twice { sent: Box::pin(send_twice(self.client.clone(), request, bytes)) }
         };
-        if let Some(bytes) = request.body().as_bytes() {
-            // What only reads may be sent again in any case, so how far a connection had come does not matter.
-            let connection = (!is_safe(request.method())).then(|| capture_connection(&mut request));
-            let until = deadline.min(*started + limit);
-            began();
-            return match tokio::time::timeout_at(until, self.send(request, bytes, call.resends_unsent)).await
-            {
+        let sent = tokio::time::timeout_at(until, sending);
+        async move {
+            match sent.await {
                 Ok(result) => result,
                 Err(_) => match connection {
                     Some(connection) if connection.connection_metadata().is_none() => {
@@ -209,8 +242,21 @@ impl Shared {
                     }
                     _ => Err(ProxyError::HeadTimeout),
                 },
-            };
+            }
         }
+    }
+
+    /// Sends what comes piece by piece from our caller, and waits for the head: until the call's deadline, and at
+    /// most `limit` from the moment at which the whole request had been taken. While our own caller is still sending
+    /// it, the upstream cannot answer: the attempt counts as started, for all who judge it, when that is done.
+    async fn send_streamed(
+        &self,
+        request: Request<Body>,
+        call: &Call,
+        limit: Duration,
+        started: &mut Instant,
+    ) -> Result<Response<Incoming>, ProxyError> {
+        let deadline = call.deadline;
         let progress = Arc::new(Progress::new(*started));
         let request = request.map(|inner| Body::new(Upload { inner, progress: progress.clone() }));
         let mut sent = std::pin::pin!(self.client.send(request));
@@ -218,42 +264,21 @@ impl Shared {
             result = &mut sent => {
                 // It did not wait for the end of the request; how long that would have taken is our caller's matter.
                 *started = progress.taken_at();
-                began();
+                began(call);
                 return result;
             }
             () = tokio::time::sleep_until(deadline) => {
                 *started = progress.taken_at();
-                began();
+                began(call);
                 return Err(progress.late());
             }
             () = progress.finished.notified() => {}
         }
         *started = Instant::now();
-        began();
+        began(call);
         match tokio::time::timeout_at(deadline.min(*started + limit), sent).await {
             Ok(result) => result,
             Err(_) => Err(ProxyError::HeadTimeout),
-        }
-    }
-
-    /// Sends; once more at once when a connection took nothing, unless the caller does that.
-    async fn send(
-        &self,
-        request: Request<Body>,
-        bytes: Bytes,
-        resends_unsent: bool,
-    ) -> Result<Response<Incoming>, ProxyError> {
-        // The extensions hold who watches the connection: a second try is watched by the same.
-        if resends_unsent {
-            return self.client.send(request).await;
-        }
-        let (parts, _) = request.into_parts();
-        let first = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
-        match self.client.send(first).await {
-            Err(ProxyError::Unsent(_)) => {
-                self.client.send(Request::from_parts(parts, Body::from(bytes))).await
-            }
-            result => result,
         }
     }
 
@@ -276,17 +301,13 @@ impl Shared {
         parts.uri = Uri::from_parts(uri).map_err(|error| ProxyError::Internal(error.to_string()))?;
         parts.version = http::Version::HTTP_11;
         parts.extensions = http::Extensions::new();
-        headers::strip_hop_by_hop(&mut parts.headers);
-        headers::strip_framing(&mut parts.headers);
-        headers::strip_seawall_request(&mut parts.headers);
-        parts.headers.remove(header::EXPECT);
+        headers::strip_for_upstream(&mut parts.headers);
         parts.headers.insert(header::HOST, self.host.clone());
         parts.headers.append(header::VIA, HeaderValue::from_static("1.1 seawall"));
         if body.is_end_stream() && matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) {
             // RFC 9110 §8.6: a method that anticipates content says so when there is none.
             parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        parts.headers.remove(header::AUTHORIZATION);
         match &call.credential {
             Credential::None => {}
             Credential::Passed(value) => {
@@ -318,15 +339,40 @@ fn inbound(
     watch: Watch,
 ) -> Response<Body> {
     let (mut parts, incoming) = response.into_parts();
-    headers::strip_hop_by_hop(&mut parts.headers);
-    headers::strip_seawall_response(&mut parts.headers);
-    if !is_head && parts.status != StatusCode::NOT_MODIFIED {
-        headers::strip_framing(&mut parts.headers);
-    }
+    let is_framed_anew = !is_head && parts.status != StatusCode::NOT_MODIFIED;
+    headers::strip_for_caller(&mut parts.headers, is_framed_anew);
     parts.extensions = http::Extensions::new();
     let body = UpstreamBody::new(incoming, idle, whole_until, watch);
     let body = if http_body::Body::is_end_stream(&body) { Body::empty() } else { Body::new(body) };
     Response::from_parts(parts, body)
+}
+
+/// Sends; once more at once when a connection took nothing.
+async fn send_twice(
+    client: Client,
+    request: Request<Body>,
+    bytes: Bytes,
+) -> Result<Response<Incoming>, ProxyError> {
+    // The extensions hold who watches the connection: a second try is watched by the same.
+    let (parts, _) = request.into_parts();
+    let first = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
+    match client.send(first).await {
+        Err(ProxyError::Unsent(_)) => client.send(Request::from_parts(parts, Body::from(bytes))).await,
+        result => result,
+    }
+}
+
+// === impl Sending ===
+
+impl Future for Sending {
+    type Output = Result<Response<Incoming>, ProxyError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            SendingProjected::Once { sent } => sent.poll(cx),
+            SendingProjected::Twice { sent } => sent.as_mut().poll(cx),
+        }
+    }
 }
 
 // === impl Progress ===

@@ -24,6 +24,9 @@ use tower::Service;
 #[derive(Clone)]
 pub struct Client(legacy::Client<Connector, Body>);
 
+/// A request on its way.
+pub struct Sent(legacy::ResponseFuture);
+
 /// The client cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -76,8 +79,18 @@ impl Client {
     }
 
     /// Sends one request. The error's kind tells whether bytes can have left.
-    pub async fn send(&self, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, ProxyError> {
-        self.0.request(request).await.map_err(|error| classify(&error))
+    pub fn send(&self, request: Request<Body>) -> Sent {
+        Sent(self.0.request(request))
+    }
+}
+
+// === impl Sent ===
+
+impl Future for Sent {
+    type Output = Result<Response<hyper::body::Incoming>, ProxyError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map_err(|error| classify(&error))
     }
 }
 

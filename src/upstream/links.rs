@@ -8,7 +8,7 @@
 use crate::context::UpstreamRequest;
 use crate::error::ProxyError;
 use crate::flexport::links::{Bases, Rewriter};
-use crate::http::{Body, BodyError};
+use crate::http::{Body, BodyError, headers};
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body::{Body as HttpBody, Frame};
@@ -131,10 +131,7 @@ fn rewrite(response: Response<Body>, bases: &Arc<Bases>, is_download: bool) -> R
         );
         return Response::from_parts(parts, body);
     }
-    parts.headers.remove(header::CONTENT_LENGTH);
-    for digest in ["content-digest", "repr-digest", "digest", "content-md5", "accept-ranges"] {
-        parts.headers.remove(digest);
-    }
+    headers::strip_for_changed_content(&mut parts.headers);
     let body = if body.is_end_stream() {
         body
     } else {

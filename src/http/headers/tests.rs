@@ -42,6 +42,56 @@ fn hop_by_hop_fields_are_removed() {
 }
 
 #[test]
+fn what_goes_to_the_other_side_is_end_to_end_and_not_for_us() {
+    let mut headers = map(&[
+        ("connection", "x-private"),
+        ("x-private", "a"),
+        ("te", "trailers"),
+        ("content-length", "3"),
+        ("host", "seawall"),
+        ("expect", "100-continue"),
+        ("authorization", "Bearer t"),
+        ("seawall-token", "secret"),
+        ("prefer", "wait=3, respond-async"),
+        ("accept", "*/*"),
+    ]);
+    strip_for_upstream(&mut headers);
+    assert_eq!(headers, map(&[("prefer", "respond-async"), ("accept", "*/*")]));
+
+    for (is_framed_anew, length) in [(true, None), (false, Some("3"))] {
+        let mut headers = map(&[
+            ("connection", "x-private"),
+            ("x-private", "a"),
+            ("content-length", "3"),
+            ("seawall-source", "cache"),
+            ("idempotent-replayed", "true"),
+            ("etag", "\"1\""),
+        ]);
+        strip_for_caller(&mut headers, is_framed_anew);
+        assert_eq!(
+            headers.remove("content-length").as_ref().map(HeaderValue::as_bytes),
+            length.map(str::as_bytes)
+        );
+        assert_eq!(headers, map(&[("etag", "\"1\"")]));
+    }
+}
+
+#[test]
+fn what_describes_the_old_content_is_removed_with_it() {
+    let mut headers = map(&[
+        ("content-length", "3"),
+        ("content-digest", "sha-256=:x:"),
+        ("repr-digest", "sha-256=:x:"),
+        ("digest", "x"),
+        ("content-md5", "x"),
+        ("accept-ranges", "bytes"),
+        ("etag", "\"1\""),
+    ]);
+    strip_for_changed_content(&mut headers);
+    assert_eq!(headers, map(&[("etag", "\"1\"")]));
+}
+
+#[test]
 fn framing_is_removed() {
     let mut headers = map(&[
         ("content-length", "3"),
