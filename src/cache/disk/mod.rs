@@ -13,7 +13,7 @@
 //!   nothing is written here, and below it one in which the oldest files go until none is left.
 //! - What another process wrote is never fresh, and a wall clock that went back makes it no younger.
 //!
-//! Not sled, unlike the queue (docs/adr/0006): it would be twice as large on disk, hold 100 MB and more in memory, and
+//! Not sled, unlike the queue (docs/adr/0007): it would be twice as large on disk, hold 100 MB and more in memory, and
 //! take ten times the processor's time, for guarantees that a cache does not need.
 
 mod index;
