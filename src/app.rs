@@ -12,7 +12,7 @@ use crate::breaker::Breakers;
 use crate::cache::{Cache, DiskOptions, Tier};
 use crate::clock::Clock;
 use crate::config::raw::Profile;
-use crate::config::{Diagnostics, Live, ReloadReport, Snapshot};
+use crate::config::{Diagnostics, Live, ReloadReport, Snapshot, Trigger};
 use crate::context::{BoxFuture, Credential, GroupHealth, Pending, PendingWrites, Settled, Upstream};
 use crate::event;
 use crate::flexport::links::Bases;
@@ -82,8 +82,8 @@ const BREAKER_TICK: Duration = Duration::from_millis(250);
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// How long background tasks may take to stop. With the grace and the rest, below the 30 s that Kubernetes gives.
 const STOP: Duration = Duration::from_secs(2);
-/// How often it is looked whether the configuration's files have changed.
-const CONFIG_LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked whether the configuration's files have changed. A change is taken when two looks agree.
+const CONFIG_LOOK: Duration = Duration::from_secs(2);
 
 // === impl App ===
 
@@ -117,6 +117,7 @@ impl App {
         let settings = &snapshot.settings;
 
         let metrics = Metrics::new();
+        note_config(&metrics, Some(0));
         let bus = event::Bus::new(clock);
         let tasks = Tasks::new();
         let groups = snapshot.routes.groups();
@@ -134,8 +135,9 @@ impl App {
 
         let base =
             settings.upstream.base_url.parse().map_err(|_| config_error("upstream.base_url is not a URL"))?;
-        let client =
-            Client::new(&settings.upstream).map_err(|error| StartError::Failed(error.to_string()))?;
+        let current = config.clone();
+        let client = Client::new(Arc::new(move || current.current()), &metrics)
+            .map_err(|error| StartError::Failed(error.to_string()))?;
         let attempt = Attempt::new(client, &base, &groups, clock, metrics.clone())
             .map_err(|_| config_error("upstream.base_url has no usable host"))?;
         let upstream = if is_strict {
@@ -261,9 +263,9 @@ impl App {
         })
     }
 
-    /// Reads the configuration again.
+    /// Reads the configuration again, as on SIGHUP.
     pub async fn reload(&self) -> Result<ReloadReport, Diagnostics> {
-        reload(&self.config, &self.breakers, &self.metrics).await
+        reload(&self.config, &self.breakers, &self.metrics, Trigger::Signal).await
     }
 
     /// Ends in good order. Tells whether everything under way came to its end.
@@ -305,9 +307,10 @@ pub async fn reload(
     config: &Arc<Live>,
     breakers: &Arc<Breakers>,
     metrics: &Arc<Metrics>,
+    trigger: Trigger,
 ) -> Result<ReloadReport, Diagnostics> {
     let live = config.clone();
-    let result = tokio::task::spawn_blocking(move || live.reload()).await.unwrap_or_else(|error| {
+    let result = tokio::task::spawn_blocking(move || live.reload(trigger)).await.unwrap_or_else(|error| {
         std::panic::resume_unwind(error.into_panic());
     });
     let count = |result| {
@@ -316,23 +319,46 @@ pub async fn reload(
     match &result {
         Ok(report) => {
             count("ok");
+            note_config(metrics, Some(report.needs_restart.len()));
             let settings = &config.current().settings;
             breakers.reconfigure(&settings.breaker, settings.limiter.max, *settings.upstream.timeout);
-            if let Err(problem) = crate::telemetry::set_log_filter(&settings.telemetry.log) {
+            if report.changed.iter().any(|key| key == "telemetry.log")
+                && let Err(problem) = crate::telemetry::set_log_filter(&settings.telemetry.log)
+            {
                 tracing::error!("{problem}; the old filter stays");
+            }
+            for warning in &report.warnings {
+                tracing::warn!("{warning}");
             }
             tracing::info!(
                 generation = report.generation,
-                needs_restart = report.needs_restart.join(", "),
+                %trigger,
+                changed = report.changed.join(", "),
                 "configuration reloaded"
             );
+            if !report.needs_restart.is_empty() {
+                tracing::warn!(
+                    needs_restart = report.needs_restart.join(", "),
+                    "settings keep their running values until a restart"
+                );
+            }
         }
         Err(problems) => {
             count("failed");
-            tracing::error!("the old configuration stays: {problems}");
+            note_config(metrics, None);
+            tracing::error!(%trigger, "the old configuration stays: {problems}");
         }
     }
     result
+}
+
+/// Counts a load of the configuration: how many settings wait for a restart, or that it failed.
+fn note_config(metrics: &Metrics, waiting: Option<usize>) {
+    metrics.config_reload_successful.set(i64::from(waiting.is_some()));
+    if let Some(waiting) = waiting {
+        metrics.config_reload_success_timestamp_seconds.set(Clock::system().now().as_second());
+        metrics.config_needs_restart.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
 }
 
 fn config_error(text: &str) -> StartError {
@@ -470,7 +496,7 @@ fn spawn_config_watch(tasks: &Tasks, config: Arc<Live>, breakers: Arc<Breakers>,
             let live = config.clone();
             if tokio::task::spawn_blocking(move || live.is_outdated()).await.unwrap_or(false) {
                 // What went wrong is logged there; the old configuration stays.
-                let _ = reload(&config, &breakers, &metrics).await;
+                let _ = reload(&config, &breakers, &metrics, Trigger::File).await;
             }
         }
     });

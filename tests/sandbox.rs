@@ -41,6 +41,8 @@ const FLEXPORT: &str = "https://api.flexport.com";
 const API_KEY: &str = "sandbox-test-key";
 /// How many reads are under way at once.
 const READERS: usize = 8;
+/// The most time for what npm, node and the demo do. It bounds a hang only: machines may be slow and loaded.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 type Http = Client<HttpConnector, Body>;
 
@@ -82,7 +84,7 @@ impl Sandbox {
             .spawn()
             .expect("npm is there, so node is");
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await;
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
         let url = line.expect("the sandbox does not start").unwrap().expect("the sandbox ended at once");
         Some(Self { process, url, folder })
     }
@@ -128,9 +130,9 @@ async fn installed() -> Result<PathBuf, String> {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(Duration::from_secs(60), install)
+        let output = tokio::time::timeout(PATIENCE, install)
             .await
-            .map_err(|_| format!("npm did not install {PACKAGE} within a minute"))?
+            .map_err(|_| format!("npm did not install {PACKAGE} within {PATIENCE:?}"))?
             .map_err(|error| format!("npm cannot be run: {error}"))?;
         if !output.status.success() {
             return Err(format!("npm cannot install {PACKAGE}: {}", String::from_utf8_lossy(&output.stderr)));
@@ -336,7 +338,7 @@ async fn the_demo_plays_its_reads_against_another_upstream() {
             .args(["demo", "--upstream", &url])
             .env("SEAWALL_DEMO_TOKEN", API_KEY)
             .current_dir(elsewhere.path())
-            .timeout(Duration::from_secs(60))
+            .timeout(PATIENCE)
             .output()
             .unwrap()
     })

@@ -67,7 +67,9 @@ pub fn service(admin: Admin) -> BoxCloneSyncService<Request<Body>, Response<Body
         .route("/api/v1/writes/{id}/cancel", post(writes::cancel))
         .route("/api/v1/writes/{id}/resolve", post(writes::resolve))
         .route("/api/v1/store/rotate", post(writes::rotate))
+        .route("/api/v1/config", get(config::get))
         .route("/api/v1/config/reload", post(config::reload))
+        .route("/api/v1/log-level", put(config::log_level))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(admin.clone(), auth::require_token));

@@ -10,13 +10,21 @@ use serde_json::json;
 pub(super) struct Problem {
     status: StatusCode,
     detail: String,
+    /// Members besides those of RFC 9457.
+    more: serde_json::Map<String, serde_json::Value>,
 }
 
 // === impl Problem ===
 
 impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into() }
+        Self { status, detail: detail.into(), more: serde_json::Map::new() }
+    }
+
+    /// With a further member.
+    pub(super) fn with(mut self, name: &str, value: serde_json::Value) -> Self {
+        self.more.insert(name.to_owned(), value);
+        self
     }
 
     pub(super) fn bad(detail: impl Into<String>) -> Self {
@@ -26,13 +34,16 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = Json(json!({
+        let mut body = json!({
             "type": "about:blank",
             "title": self.status.canonical_reason().unwrap_or("error"),
             "status": self.status.as_u16(),
             "detail": self.detail,
-        }));
-        let mut response = (self.status, body).into_response();
+        });
+        if let Some(members) = body.as_object_mut() {
+            members.extend(self.more);
+        }
+        let mut response = (self.status, Json(body)).into_response();
         let fields = response.headers_mut();
         fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.status == StatusCode::UNAUTHORIZED {

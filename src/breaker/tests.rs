@@ -6,13 +6,11 @@ use crate::config::{Settings, Snapshot, raw};
 use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd, Call, Credential, Lane, UpstreamRequest};
 use crate::error::ProxyError;
 use crate::event::{Bus, Event, Kind};
-use crate::flexport::routes::{self, RoutePolicy, RouteTable};
 use crate::http::Body;
 use crate::http::delivery::{self, Delivery, Doubt, Unsent};
 use crate::telemetry::{Metrics, ScopeLabels};
 use crate::tests::until_async;
 use http::{Method, Request, Response, StatusCode};
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,19 +50,8 @@ impl World {
         let metrics = Metrics::new();
         let bus = Bus::new(clock);
         let config = Arc::new(Snapshot {
-            settings: Settings::default(),
-            routes: RouteTable::new(routes::built_in(), RoutePolicy::other()),
             public_url: Arc::from("http://localhost:8080"),
-            callers: Vec::new(),
-            credentials: HashMap::new(),
-            identities: HashMap::new(),
-            admin_token: None,
-            store_key: None,
-            generation: 1,
-            source: None,
-            files: Vec::new(),
-            warnings: Vec::new(),
-            origins: Arc::default(),
+            ..Snapshot::of(Settings::default()).unwrap()
         });
         let groups = config.routes.groups();
         let breakers = Breakers::new(settings, 128, secs(30), &groups, path, clock, &metrics, bus.clone());

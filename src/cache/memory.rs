@@ -1,6 +1,6 @@
 //! The copies in memory.
 //!
-//! A map that is bounded in bytes (`quick_cache`, see ADR 5), and nothing else of it: freshness is decided from the
+//! A map that is bounded in bytes (`quick_cache`, see ADR 6), and nothing else of it: freshness is decided from the
 //! entry, since what a map's own time to live had expired could no longer be served in an outage. Under one key stand
 //! the variants that `Vary` tells apart, newest first.
 //!

@@ -1,6 +1,7 @@
 //! What can be asked for on the command line.
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// A resilience proxy for the Flexport freight API.
@@ -55,6 +56,9 @@ pub enum Command {
     Serve(ConfigArgs),
     /// Validate the configuration without starting anything.
     Check(ConfigArgs),
+    /// Show what is configured and where it comes from, or what there is to configure.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Play an outage against a built-in Flexport simulator and show what Seawall does.
     #[cfg(feature = "simulator")]
     Demo(Demo),
@@ -77,6 +81,8 @@ pub enum Command {
     Health(HealthCommand),
     /// Print a completion script for a shell.
     Completions(Completions),
+    /// Print the manual page of Seawall or of one command.
+    Man(Man),
 }
 
 /// Where the configuration comes from.
@@ -88,6 +94,24 @@ pub struct ConfigArgs {
     /// Override one setting, such as upstream.timeout=10s; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub sets: Vec<String>,
+}
+
+/// `seawall config …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigCommand {
+    /// Show each effective value with its origin, secrets masked.
+    Show {
+        /// The sources.
+        #[command(flatten)]
+        source: ConfigArgs,
+        /// Ask a running Seawall for what is in force there, by its admin API.
+        #[arg(long, conflicts_with_all = ["config", "sets"])]
+        running: bool,
+    },
+    /// Print a JSON Schema (draft 2020-12) of the file.
+    Schema,
+    /// Have a running Seawall read its configuration again, all or nothing.
+    Reload,
 }
 
 /// `seawall demo`
@@ -297,6 +321,55 @@ pub struct Completions {
     pub shell: clap_complete::Shell,
 }
 
+/// `seawall man`
+#[derive(Debug, Clone, Args)]
+pub struct Man {
+    /// The command, such as `breaker force-open`; the whole program when left out.
+    pub command: Vec<String>,
+    /// Write the pages of all commands into this folder.
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub dir: Option<PathBuf>,
+}
+
+// === impl Cli ===
+
+impl Cli {
+    /// Reads this process's command line. Ends the process with a message when it cannot be understood.
+    pub fn of_process() -> Self {
+        Self::parse_from(admin_first(std::env::args_os().collect()))
+    }
+}
+
+/// Puts each `--admin URL` before the command. clap keeps of a global option only what stands behind the subcommand
+/// when it stands at both places, and here each counts.
+fn admin_first(words: Vec<OsString>) -> Vec<OsString> {
+    let mut first = Vec::new();
+    let mut rest = Vec::with_capacity(words.len());
+    let mut words = words.into_iter();
+    rest.extend(words.next());
+    while let Some(word) = words.next() {
+        if word == "--" {
+            rest.push(word);
+            rest.extend(words);
+            break;
+        } else if word == "--admin" {
+            let Some(url) = words.next() else {
+                // Without a value, for clap to say so.
+                rest.push(word);
+                break;
+            };
+            first.extend([word, url]);
+        } else if word.as_encoded_bytes().starts_with(b"--admin=") {
+            first.push(word);
+        } else {
+            rest.push(word);
+        }
+    }
+    let program = usize::from(!rest.is_empty());
+    rest.splice(program..program, first);
+    rest
+}
+
 // === impl Completions ===
 
 impl Completions {
@@ -327,5 +400,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_admin_counts_wherever_it_stands() {
+        let parse = |text: &str| {
+            let words = text.split(' ').map(OsString::from).collect();
+            Cli::try_parse_from(admin_first(words)).map(|cli| cli.operator.admin)
+        };
+        let both = ["http://a", "http://b"];
+        assert_eq!(parse("seawall --admin http://a status --admin http://b").unwrap(), both);
+        assert_eq!(parse("seawall status --admin=http://a --watch --admin http://b").unwrap(), both);
+        assert_eq!(parse("seawall --admin http://a,http://b breaker list").unwrap(), both);
+        assert!(parse("seawall status --admin").is_err());
+        assert!(parse("seawall status --admin= ").is_err());
+        assert_eq!(admin_first(Vec::new()), Vec::<OsString>::new());
     }
 }

@@ -8,9 +8,11 @@ mod breaker;
 mod cache;
 mod check;
 mod client;
+mod config;
 #[cfg(feature = "simulator")]
 mod demo;
 mod health;
+mod man;
 mod output;
 mod queue;
 mod serve;
@@ -48,7 +50,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Cache(command) => cache::run(&cli.operator, &command),
         Command::Queue(command) => queue::run(&cli.operator, &command),
         Command::Health(command) => health::run(&cli.operator, command),
+        Command::Config(command) => config::run(&cli.operator, &command),
         Command::Completions(args) => args.print(),
+        Command::Man(args) => man::run(&args),
     };
     match exit {
         Exit::Done => ExitCode::SUCCESS,

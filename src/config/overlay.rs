@@ -241,12 +241,13 @@ fn with_origin(node: Node, origin: &Origin) -> Node {
 }
 
 fn unknown(origin: Origin, key: &str, path: &[&str], write: &dyn Fn(&str) -> String) -> Problem {
+    const SECRETS: [&str; 5] = ["token", "secret", "password", "api_key", "key"];
     let mut message = format!("unknown key `{}`", write(key));
-    if let Some(like) = like(path) {
+    let name = path.last().copied().unwrap_or_default();
+    // The very word is no typing error.
+    if let Some(like) = like(path).filter(|_| !SECRETS.contains(&name)) {
         let _ = write!(message, "; did you mean `{}`?", write(&like));
-    } else if let Some(name) = path.last()
-        && ["token", "secret", "password", "api_key", "key"].iter().any(|word| name.contains(word))
-    {
+    } else if SECRETS.iter().any(|word| name.contains(word)) {
         message.push_str("; secrets are given by `token_file` or `token_env` only");
     }
     Problem::at(origin, key, message)

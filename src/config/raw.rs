@@ -120,9 +120,11 @@ pub struct Upstream {
     pub base_url: String,
     /// Further bases whose links are rewritten.
     pub link_bases: Vec<String>,
+    /// `h1` or `h2`.
+    pub protocol: Protocol,
     /// One attempt, from the start to the head.
     pub timeout: Span,
-    /// DNS, TCP and TLS.
+    /// Name, TCP, tunnel, TLS and, with h2, the server's settings: all together.
     pub connect_timeout: Span,
     /// Between two pieces of an answer.
     pub body_idle_timeout: Span,
@@ -130,8 +132,61 @@ pub struct Upstream {
     pub idle_timeout: Span,
     /// Unused connections that are kept.
     pub max_idle: u32,
-    /// Name service, keepalive probes and the rest of TCP.
+    /// How old a connection may be and still take a request.
+    pub connection_max_age: Span,
+    /// Time until the first TCP keepalive probe, and between two of them.
     pub tcp_keepalive: Span,
+    /// With h2: time between two PINGs.
+    pub h2_ping_interval: Span,
+    /// With h2: how long a PING may stay without its answer.
+    pub h2_ping_timeout: Span,
+    /// The egress proxy's URL. Empty: none.
+    pub proxy: String,
+    /// File with what the egress proxy is told in `Proxy-Authorization`; read again at each reload.
+    pub proxy_authorization_file: PathBuf,
+    /// Environment variable with the same.
+    pub proxy_authorization_env: String,
+    /// TLS towards the upstream.
+    pub tls: UpstreamTls,
+}
+
+/// `upstream.protocol`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    H1,
+    /// HTTP/2 and nothing else.
+    H2,
+}
+
+/// `[upstream.tls]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpstreamTls {
+    /// PEM file with certificates of authorities that are trusted.
+    pub ca_file: PathBuf,
+    /// Whether this machine's authorities are trusted too.
+    pub platform_roots: bool,
+    /// PEM file with our certificate, and behind it those of its issuers.
+    pub cert_file: PathBuf,
+    /// PEM file with that certificate's private key.
+    pub key_file: PathBuf,
+    /// The lowest version that is spoken.
+    pub min_version: TlsVersion,
+}
+
+/// `upstream.tls.min_version`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V1_3,
 }
 
 /// `[credentials]`
@@ -505,12 +560,32 @@ impl Default for Upstream {
         Self {
             base_url: "https://api.flexport.com".to_owned(),
             link_bases: vec!["https://api.flexport.com".to_owned()],
+            protocol: Protocol::H1,
             timeout: secs(30),
             connect_timeout: secs(3),
             body_idle_timeout: secs(30),
             idle_timeout: secs(30),
             max_idle: 64,
+            connection_max_age: secs(300),
             tcp_keepalive: secs(15),
+            h2_ping_interval: secs(10),
+            h2_ping_timeout: secs(5),
+            proxy: String::new(),
+            proxy_authorization_file: PathBuf::new(),
+            proxy_authorization_env: String::new(),
+            tls: UpstreamTls::default(),
+        }
+    }
+}
+
+impl Default for UpstreamTls {
+    fn default() -> Self {
+        Self {
+            ca_file: PathBuf::new(),
+            platform_roots: true,
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            min_version: TlsVersion::V1_2,
         }
     }
 }

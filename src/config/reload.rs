@@ -10,7 +10,9 @@ use super::diagnose::{Diagnostics, Origin, Origins, Problem};
 use super::load::{self, LoadArgs};
 use super::resolve::{self, Raw};
 use super::{Settings, Snapshot};
+use crate::clock::Clock;
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,11 +42,10 @@ pub const NEEDS_RESTART: &[&str] = &[
     "server.public_url",
     "upstream.base_url",
     "upstream.link_bases",
-    // The client's pool is made once.
-    "upstream.connect_timeout",
+    // The client's pool is made once; how a connection is made is looked up for each.
+    "upstream.protocol",
     "upstream.idle_timeout",
     "upstream.max_idle",
-    "upstream.tcp_keepalive",
     // Memory and slots are divided once.
     "limiter.max",
     "cache.memory",
@@ -60,17 +61,54 @@ pub struct Live {
     /// `None`: made in code, so there is nothing to read again.
     args: Option<LoadArgs>,
     current: ArcSwap<Snapshot>,
-    /// One reload at a time; holds what the files looked like when they were last read.
-    turn: Mutex<Vec<(PathBuf, Option<Stamp>)>>,
+    /// One reload at a time.
+    turn: Mutex<Watched>,
     generations: watch::Sender<u64>,
+    last: Mutex<Option<LastReload>>,
+    /// What is logged instead of `telemetry.log`, by an operator's word.
+    log: Mutex<Option<String>>,
 }
+
+/// What made a reload happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// SIGHUP.
+    Signal,
+    /// `POST /api/v1/config/reload`.
+    Api,
+    /// A file that was read has changed.
+    File,
+}
+
+/// The last reload, good or bad.
+#[derive(Debug, Clone)]
+pub struct LastReload {
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub trigger: Trigger,
+    /// What came of it.
+    pub result: Result<ReloadReport, Diagnostics>,
+}
+
+/// What the files looked like.
+struct Watched {
+    /// When they were last read.
+    read: Stamps,
+    /// When they were last looked at, if that was different.
+    looked: Option<Stamps>,
+}
+
+type Stamps = Vec<(PathBuf, Option<Stamp>)>;
 
 /// What a reload did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReloadReport {
     /// The generation that is in use now.
     pub generation: u64,
-    /// The settings that were changed but need a restart.
+    /// The settings that have another value, or another secret, than before, and are in force.
+    pub changed: Vec<String>,
+    /// The settings whose running value is another one than is configured: they need a restart.
     pub needs_restart: Vec<String>,
     /// What works but is hardly meant.
     pub warnings: Vec<String>,
@@ -105,8 +143,10 @@ impl Live {
         Arc::new(Self {
             args,
             current: ArcSwap::from_pointee(snapshot),
-            turn: Mutex::new(stamps),
+            turn: Mutex::new(Watched { read: stamps, looked: None }),
             generations,
+            last: Mutex::new(None),
+            log: Mutex::new(None),
         })
     }
 
@@ -132,31 +172,85 @@ impl Live {
     }
 
     /// Reads all sources again. When anything is wrong, nothing changes. Reads files and blocks for as long.
-    pub fn reload(&self) -> Result<ReloadReport, Diagnostics> {
+    pub fn reload(&self, trigger: Trigger) -> Result<ReloadReport, Diagnostics> {
+        let result = self.replace();
+        let last = LastReload { at: Clock::system().now(), trigger, result: result.clone() };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        result
+    }
+
+    /// The last reload; `None` before the first.
+    pub fn last_reload(&self) -> Option<LastReload> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is logged: an operator's word, else `telemetry.log`; and whether it is an operator's.
+    pub fn log_filter(&self) -> (String, bool) {
+        match &*self.log.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(filter) => (filter.clone(), true),
+            None => (self.current().settings.telemetry.log.clone(), false),
+        }
+    }
+
+    /// Notes what an operator wants to be logged until `telemetry.log` changes; `None`: as configured.
+    pub fn set_log_filter(&self, filter: Option<String>) {
+        *self.log.lock().unwrap_or_else(PoisonError::into_inner) = filter;
+    }
+
+    fn replace(&self) -> Result<ReloadReport, Diagnostics> {
         let Some(args) = &self.args else {
             let message = "this configuration was made in code; there is no file to reload".to_owned();
             return Err(Diagnostics::new(vec![Problem::at(Origin::Default, "", message)]));
         };
-        let mut seen = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.current();
         // Stamped before they are read: a change in between is seen as one.
-        *seen = stamps(seen.iter().map(|(path, _)| path));
+        watched.read = stamps(watched.read.iter().map(|(path, _)| path));
+        watched.looked = None;
+        // A file that was found must be there again: without it the defaults would take its place in silence.
+        let args = &LoadArgs { config: old.source.clone().or_else(|| args.config.clone()), ..args.clone() };
         let raw = load::gather(args);
+        // Those of a configuration that is refused, too: what mends it may be a change of one of them.
+        let named = stamps(resolve::files(&raw));
+        for (path, stamp) in named {
+            if !watched.read.iter().any(|(known, _)| *known == path) {
+                watched.read.push((path, stamp));
+            }
+        }
         let loaded = resolve::build(raw, &args.env)?;
-        let files = stamps(&loaded.files);
+        let files = loaded.files.clone();
         let (next, needs_restart) = keep_running(loaded, &old, args)?;
-        *seen = files;
-        let report =
-            ReloadReport { generation: next.generation, needs_restart, warnings: next.warnings.clone() };
+        watched.read.retain(|(path, _)| files.contains(path));
+        let changed = old.changed(&next);
+        if old.settings.telemetry.log != next.settings.telemetry.log {
+            self.set_log_filter(None);
+        }
+        let report = ReloadReport {
+            generation: next.generation,
+            changed,
+            needs_restart,
+            warnings: next.warnings.clone(),
+        };
         self.current.store(Arc::new(next));
         self.generations.send_replace(report.generation);
         Ok(report)
     }
 
-    /// Whether a file that was read has changed since the last reload, good or bad. Cheap: looks at each file once.
+    /// Whether a file that was read has changed since the last reload, good or bad, and looks as it did when this was
+    /// last asked: a file is not read while it is being written. Cheap: looks at each file once.
     pub fn is_outdated(&self) -> bool {
-        let seen = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.args.is_some() && *seen != stamps(seen.iter().map(|(path, _)| path))
+        if self.args.is_none() {
+            return false;
+        }
+        let mut watched = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = stamps(watched.read.iter().map(|(path, _)| path));
+        if now == watched.read {
+            watched.looked = None;
+            return false;
+        }
+        let is_still = watched.looked.as_ref() == Some(&now);
+        watched.looked = Some(now);
+        is_still
     }
 }
 
@@ -166,7 +260,19 @@ impl std::fmt::Debug for Live {
     }
 }
 
-fn stamps(paths: impl IntoIterator<Item = impl AsRef<std::path::Path>>) -> Vec<(PathBuf, Option<Stamp>)> {
+// === impl Trigger ===
+
+impl std::fmt::Display for Trigger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Signal => "SIGHUP",
+            Self::Api => "API",
+            Self::File => "file change",
+        })
+    }
+}
+
+fn stamps(paths: impl IntoIterator<Item = impl AsRef<std::path::Path>>) -> Stamps {
     use std::os::unix::fs::MetadataExt as _;
     paths
         .into_iter()

@@ -8,7 +8,7 @@
 use super::diagnose::{Diagnostics, Origins, Problem};
 use super::raw::Settings;
 use super::validate::{self, Checker};
-use super::{Caller, Secret, Snapshot, policy};
+use super::{Caller, Secret, Snapshot, policy, show, tls};
 use http::HeaderValue;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
@@ -59,6 +59,15 @@ pub(super) fn build(raw: Raw, env: &BTreeMap<String, String>) -> Result<Snapshot
         );
         checker.say(if store.key_env.is_empty() { "store.key_file" } else { "store.key_env" }, what);
     }
+    let upstream = &settings.upstream;
+    let proxy_authorization = reader.secret_as(
+        "upstream",
+        "proxy_authorization",
+        (&upstream.proxy_authorization_file, &upstream.proxy_authorization_env),
+        proxy_authorization,
+        &mut checker,
+    );
+    let upstream_tls = tls::read(&upstream.tls, &mut reader, &mut checker);
     let files = reader.files;
     let Checker { problems: found, warnings: noticed, .. } = checker;
     warnings.extend(noticed);
@@ -81,6 +90,8 @@ pub(super) fn build(raw: Raw, env: &BTreeMap<String, String>) -> Result<Snapshot
         identities,
         admin_token,
         store_key,
+        upstream_tls: Arc::new(upstream_tls),
+        proxy_authorization,
         generation: 1,
         source,
         files,
@@ -88,6 +99,11 @@ pub(super) fn build(raw: Raw, env: &BTreeMap<String, String>) -> Result<Snapshot
         origins,
         settings,
     })
+}
+
+/// Every file that these settings name to be read, the configuration's own first.
+pub(super) fn files(raw: &Raw) -> Vec<PathBuf> {
+    raw.source.iter().cloned().chain(show::files(&raw.settings)).collect()
 }
 
 /// `server.public_url` without a slash at its end, else the listen address.
@@ -160,7 +176,8 @@ fn warn_if_short(key: &str, token: &Secret, checker: &mut Checker<'_>) {
     }
 }
 
-struct Reader<'a> {
+/// Reads files and variables, and knows which.
+pub(super) struct Reader<'a> {
     env: &'a BTreeMap<String, String>,
     files: Vec<PathBuf>,
 }
@@ -178,6 +195,18 @@ impl Reader<'_> {
         variable: &str,
         checker: &mut Checker<'_>,
     ) -> Option<Secret> {
+        self.secret_as(prefix, name, (file, variable), usable, checker)
+    }
+
+    /// The same, made into something by `usable`.
+    fn secret_as<T>(
+        &mut self,
+        prefix: &str,
+        name: &str,
+        (file, variable): (&Path, &str),
+        usable: fn(&str) -> Result<T, String>,
+        checker: &mut Checker<'_>,
+    ) -> Option<T> {
         let (key, text) = match (file.as_os_str().is_empty(), variable.is_empty()) {
             (true, true) | (false, false) => return None,
             (false, true) => (format!("{prefix}.{name}_file"), self.file(file)),
@@ -193,13 +222,18 @@ impl Reader<'_> {
     }
 
     fn file(&mut self, path: &Path) -> Result<String, String> {
-        let bytes = read(path, MAX_SECRET).map_err(|what| match shown(path) {
+        String::from_utf8(self.bytes(path, MAX_SECRET)?)
+            .map_err(|_| "the file is not text; a token of visible ASCII is expected".into())
+    }
+
+    /// What a file holds; from now on a change of it is a reason to reload.
+    pub(super) fn bytes(&mut self, path: &Path, limit: u64) -> Result<Vec<u8>, String> {
+        let bytes = read(path, limit).map_err(|what| match shown(path) {
             Some(path) => format!("`{path}` {what}"),
             None => format!("the file that is named {what}"),
         })?;
         self.files.push(path.to_owned());
-        String::from_utf8(bytes)
-            .map_err(|_| "the file is not text; a token of visible ASCII is expected".into())
+        Ok(bytes)
     }
 
     fn variable(&self, name: &str) -> Result<String, String> {
@@ -258,6 +292,27 @@ fn usable(text: &str) -> Result<Secret, String> {
         return Err("the secret must be one line of visible ASCII without spaces".to_owned());
     }
     Ok(secret)
+}
+
+/// `Proxy-Authorization`: `user:password` (RFC 7617), or the field's whole value, scheme and credentials.
+fn proxy_authorization(text: &str) -> Result<HeaderValue, String> {
+    const EXPECTED: &str = "expected `user:password`, or a whole field value such as `Bearer <token>`";
+    let text = text.trim();
+    let is_whole = text.split_once(' ').is_some_and(|(scheme, _)| !scheme.contains(':'));
+    let value = if is_whole {
+        text.to_owned()
+    } else if text.contains(':') {
+        use base64::Engine as _;
+        format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(text))
+    } else {
+        return Err(EXPECTED.to_owned());
+    };
+    if !value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+        return Err(EXPECTED.to_owned());
+    }
+    let mut value = HeaderValue::try_from(value).map_err(|_| EXPECTED.to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 // === impl Snapshot ===

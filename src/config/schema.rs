@@ -96,12 +96,28 @@ const ADMIN: &[Field] = &[
 const UPSTREAM: &[Field] = &[
     ("base_url", Leaf(Text)),
     ("link_bases", Leaf(Texts)),
+    ("protocol", Leaf(Choice(&["h1", "h2"]))),
     ("timeout", Leaf(Span)),
     ("connect_timeout", Leaf(Span)),
     ("body_idle_timeout", Leaf(Span)),
     ("idle_timeout", Leaf(Span)),
     ("max_idle", Leaf(Count)),
+    ("connection_max_age", Leaf(Span)),
     ("tcp_keepalive", Leaf(Span)),
+    ("h2_ping_interval", Leaf(Span)),
+    ("h2_ping_timeout", Leaf(Span)),
+    ("proxy", Leaf(Text)),
+    ("proxy_authorization_file", Leaf(Path)),
+    ("proxy_authorization_env", Leaf(Variable)),
+    ("tls", Section(UPSTREAM_TLS)),
+];
+
+const UPSTREAM_TLS: &[Field] = &[
+    ("ca_file", Leaf(Path)),
+    ("platform_roots", Leaf(Bool)),
+    ("cert_file", Leaf(Path)),
+    ("key_file", Leaf(Path)),
+    ("min_version", Leaf(Choice(&["1.2", "1.3"]))),
 ];
 
 const CREDENTIALS: &[Field] = &[

@@ -1,7 +1,7 @@
 //! The configuration as the layers see it: checked, resolved, immutable. A reload makes a new one.
 
 use super::diagnose::origin_of;
-use super::{Origin, Origins, Secret, Settings};
+use super::{Origin, Origins, Secret, Settings, UpstreamTls};
 use crate::flexport::routes::RouteTable;
 use http::HeaderValue;
 use std::collections::HashMap;
@@ -27,6 +27,10 @@ pub struct Snapshot {
     pub admin_token: Option<Secret>,
     /// The key that wraps the store's data key, and the one for HMACs, when given; else `<data_dir>/secret` is used.
     pub store_key: Option<Secret>,
+    /// Whom new connections to the upstream trust, and as whom they come.
+    pub upstream_tls: Arc<UpstreamTls>,
+    /// What the egress proxy is told in `Proxy-Authorization`, marked sensitive.
+    pub proxy_authorization: Option<HeaderValue>,
     /// Counts reloads, from 1.
     pub generation: u64,
     /// The configuration file. `None`: the built-in defaults, since there is none.

@@ -1,5 +1,7 @@
 //! The messages, word for word, and the shipped file.
 
+mod told;
+
 use super::load::gather_from;
 use super::*;
 use std::collections::BTreeSet;
@@ -596,8 +598,9 @@ fn a_reload_is_all_or_nothing() {
     assert!(!live.is_outdated());
 
     folder.args(&format!("cache.max_stale = \"2h\"\nlimiter.max = 0\n{alias}"), &[], &[]);
+    assert!(!live.is_outdated(), "what may still be written is not read");
     assert!(live.is_outdated());
-    let error = live.reload().unwrap_err().to_string();
+    let error = live.reload(Trigger::Api).unwrap_err().to_string();
     assert!(error.ends_with("proxy.toml:2:15: `limiter.max`: must be at least 1"), "{error}");
     assert_eq!(live.current().settings.cache.max_stale.to_string(), "1h");
     assert_eq!((live.current().generation, *told.borrow()), (1, 1));
@@ -606,9 +609,10 @@ fn a_reload_is_all_or_nothing() {
     folder.write("flexport", "another-token-of-a-test\n");
     folder.args(&format!("cache.max_stale = \"2h\"\nlimiter.max = 64\n{alias}"), &[], &[]);
     let before = live.current();
-    let report = live.reload().unwrap();
+    let report = live.reload(Trigger::Api).unwrap();
     assert_eq!(report.generation, 2);
     assert_eq!(report.needs_restart, ["limiter.max"]);
+    assert_eq!(report.changed, ["cache.max_stale", "credentials.alias.main.token_file"]);
     let now = live.current();
     assert_eq!(now.settings.cache.max_stale.to_string(), "2h");
     assert_eq!(now.settings.limiter.max, 128, "what needs a restart shows what is in force");
@@ -632,7 +636,7 @@ fn a_reload_does_not_open_a_door_before_the_restart() {
         &env,
         &[],
     );
-    let error = live.reload().unwrap_err().to_string();
+    let error = live.reload(Trigger::Api).unwrap_err().to_string();
     assert!(error.contains("an open relay"), "{error}");
     assert!(
         error.contains("until a restart `server.listen`, `server.public_url` stay as they are"),
@@ -647,14 +651,14 @@ fn the_bound_port_is_in_links_and_stays_there() {
     let live = Live::load(folder.args("server.listen = \"127.0.0.1:0\"", &[], &[])).unwrap();
     live.set_bound("127.0.0.1:4711".parse().unwrap());
     assert_eq!(&*live.current().public_url, "http://127.0.0.1:4711");
-    assert_eq!(live.reload().unwrap().needs_restart, Vec::<String>::new());
+    assert_eq!(live.reload(Trigger::Api).unwrap().needs_restart, Vec::<String>::new());
     assert_eq!(&*live.current().public_url, "http://127.0.0.1:4711");
 }
 
 #[test]
 fn what_was_made_in_code_cannot_be_reloaded() {
     let live = Live::fixed(Snapshot::of(Settings::default()).unwrap());
-    assert!(live.reload().is_err());
+    assert!(live.reload(Trigger::Api).is_err());
     assert!(!live.is_outdated());
 }
 
@@ -662,5 +666,145 @@ fn what_was_made_in_code_cannot_be_reloaded() {
 fn every_key_that_needs_a_restart_exists() {
     for key in NEEDS_RESTART {
         assert!(matches!(schema::find(key.split('.')), Some(schema::Shape::Leaf(_))), "{key}");
+    }
+}
+
+mod upstream {
+    use super::*;
+
+    /// An authority, a certificate of its signing, and that certificate's key, as PEM.
+    fn pki() -> (String, String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).unwrap().pem();
+        let issuer = rcgen::Issuer::new(params, key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["seawall".to_owned()]).unwrap();
+        (ca, params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn said(folder: &Folder, text: &str) -> Vec<String> {
+        folder.problems(text, &[], &[])
+    }
+
+    #[test]
+    fn certificates_and_keys_are_read_and_watched() {
+        let folder = Folder::new();
+        let (ca, cert, key) = pki();
+        folder.write("ca.pem", &format!("{ca}{ca}"));
+        folder.write("cert.pem", &cert);
+        folder.write("key.pem", &key);
+        let text = "[upstream.tls]\nca_file = \"DIR/ca.pem\"\nplatform_roots = false\ncert_file = \"DIR/cert.pem\"\n\
+                    key_file = \"DIR/key.pem\"\nmin_version = \"1.3\"\n";
+        let first = load(&folder.args(text, &[], &[])).unwrap();
+        let tls = &first.upstream_tls;
+        assert_eq!((tls.roots.len(), tls.trusts_platform, tls.identity.is_some()), (2, false, true));
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            assert!(first.files.iter().any(|file| file.ends_with(name)), "a change of {name} is not seen");
+        }
+        let shown = format!("{first:?}");
+        assert!(!shown.contains("PRIVATE") && shown.contains("has_identity: true"), "{shown}");
+        // The same files are the same; others are not.
+        assert_eq!(load(&folder.args(text, &[], &[])).unwrap().upstream_tls.digest, tls.digest);
+        folder.write("ca.pem", &ca);
+        assert_ne!(load(&folder.args(text, &[], &[])).unwrap().upstream_tls.digest, tls.digest);
+    }
+
+    #[test]
+    fn what_is_wrong_with_them_names_key_and_file() {
+        let folder = Folder::new();
+        let (ca, cert, key) = pki();
+        let (_, _, other_key) = pki();
+        folder.write("ca.pem", &ca);
+        folder.write("cert.pem", &cert);
+        folder.write("key.pem", &key);
+        folder.write("other.pem", &other_key);
+        folder.write("text.pem", "no certificate at all");
+        folder.write("cut.pem", &cert[..cert.len() / 2]);
+        folder.write("not-x509.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        folder.write(
+            "locked.pem",
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        );
+        std::fs::create_dir(folder.path("folder")).unwrap();
+        for (lines, key, what) in [
+            ("ca_file = \"DIR/none.pem\"", "upstream.tls.ca_file", "none.pem` does not exist"),
+            ("ca_file = \"DIR/folder\"", "upstream.tls.ca_file", "folder` is a folder, a file is expected"),
+            ("ca_file = \"DIR/text.pem\"", "upstream.tls.ca_file", "holds no certificate"),
+            ("ca_file = \"DIR/cut.pem\"", "upstream.tls.ca_file", "is not good PEM"),
+            (
+                "ca_file = \"DIR/not-x509.pem\"",
+                "upstream.tls.ca_file",
+                "certificate 1 of the file cannot be used",
+            ),
+            ("platform_roots = false", "upstream.tls.ca_file", "nobody would be trusted"),
+            (
+                "cert_file = \"DIR/cert.pem\"",
+                "upstream.tls.key_file",
+                "is required, because `upstream.tls.cert_file`",
+            ),
+            (
+                "key_file = \"DIR/key.pem\"",
+                "upstream.tls.cert_file",
+                "is required, because `upstream.tls.key_file`",
+            ),
+            (
+                "cert_file = \"DIR/cert.pem\"\nkey_file = \"DIR/other.pem\"",
+                "upstream.tls.key_file",
+                "is not the key of the first certificate",
+            ),
+            (
+                "cert_file = \"DIR/cert.pem\"\nkey_file = \"DIR/cert.pem\"",
+                "upstream.tls.key_file",
+                "holds no private key",
+            ),
+            (
+                "cert_file = \"DIR/cert.pem\"\nkey_file = \"DIR/locked.pem\"",
+                "upstream.tls.key_file",
+                "private key is encrypted",
+            ),
+            ("min_version = \"1.1\"", "upstream.tls.min_version", "1.2"),
+        ] {
+            let said = said(&folder, &format!("[upstream.tls]\n{lines}\n"));
+            assert_eq!(said.len(), 1, "{lines}: {said:?}");
+            assert!(said[0].contains(key) && said[0].contains(what), "{lines}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn an_egress_proxy_is_a_bare_url_and_its_credentials_come_from_elsewhere() {
+        let folder = Folder::new();
+        folder.write("basic", "reader:s3cret pass\n");
+        folder.write("whole", "Bearer abc.def");
+        folder.write("bad", "onlyoneword");
+        let value = |file: &str| {
+            let text = format!(
+                "[upstream]\nproxy = \"http://proxy.internal:3128\"\nproxy_authorization_file = \"DIR/{file}\"\n"
+            );
+            load(&folder.args(&text, &[], &[])).map(|snapshot| snapshot.proxy_authorization.unwrap())
+        };
+        let basic = value("basic").unwrap();
+        assert_eq!(basic, "Basic cmVhZGVyOnMzY3JldCBwYXNz");
+        assert!(basic.is_sensitive());
+        assert_eq!(value("whole").unwrap(), "Bearer abc.def");
+        let error = value("bad").unwrap_err().to_string();
+        assert!(
+            error.contains("upstream.proxy_authorization_file") && !error.contains("onlyoneword"),
+            "{error}"
+        );
+        for (line, what) in [
+            ("proxy = \"http://user:hunter2@proxy:3128\"", "must not hold a user name or password"),
+            ("proxy = \"https://proxy:3128\"", "begins with http://"),
+            ("proxy = \"http://proxy\"", "needs a port"),
+            ("proxy = \"http://proxy:3128/path\"", "must have no path"),
+            ("proxy = \"proxy:3128\"", "expected an absolute URL"),
+            ("proxy_authorization_file = \"DIR/whole\"", "name the proxy"),
+        ] {
+            let said = said(&folder, &format!("[upstream]\n{line}\n"));
+            assert_eq!(said.len(), 1, "{line}: {said:?}");
+            assert!(said[0].contains("upstream.proxy") && said[0].contains(what), "{line}: {said:?}");
+            assert!(!said[0].contains("hunter2"), "{said:?}");
+        }
     }
 }

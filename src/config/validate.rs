@@ -6,7 +6,7 @@
 use super::diagnose::{Origins, Problem, origin_of, suggestion};
 use super::overlay::{as_variable, is_name};
 use super::policy;
-use super::raw::{CredentialMode, Profile, Route, Settings};
+use super::raw::{CredentialMode, Profile, Route, Settings, Upstream};
 use crate::flexport::routes::built_in;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -206,12 +206,85 @@ fn upstream(settings: &Settings, checker: &mut Checker<'_>) {
         ("upstream.connect_timeout", *upstream.connect_timeout),
         ("upstream.body_idle_timeout", *upstream.body_idle_timeout),
         ("upstream.idle_timeout", *upstream.idle_timeout),
+        ("upstream.connection_max_age", *upstream.connection_max_age),
         ("upstream.tcp_keepalive", *upstream.tcp_keepalive),
+        ("upstream.h2_ping_interval", *upstream.h2_ping_interval),
+        ("upstream.h2_ping_timeout", *upstream.h2_ping_timeout),
     ]);
     checker.not_longer(
         ("upstream.connect_timeout", *upstream.connect_timeout),
         ("upstream.timeout", *upstream.timeout),
     );
+    egress(upstream, checker);
+    upstream_tls(upstream, checker);
+}
+
+/// The egress proxy.
+fn egress(upstream: &Upstream, checker: &mut Checker<'_>) {
+    let key = "upstream.proxy";
+    let sources = checker.one_source(
+        "upstream",
+        "proxy_authorization",
+        &upstream.proxy_authorization_file,
+        &upstream.proxy_authorization_env,
+    );
+    if upstream.proxy.is_empty() {
+        if sources > 0 {
+            checker.say(
+                key,
+                "is empty, but `upstream.proxy_authorization_file` or `_env` is set; name the proxy",
+            );
+        }
+        return;
+    }
+    if upstream.proxy.contains('@') {
+        let what = "the URL must not hold a user name or password; put `user:password` into the file that \
+                    `upstream.proxy_authorization_file` names";
+        checker.say(key, what);
+        return;
+    }
+    let Some(uri) = url(key, &upstream.proxy, checker) else { return };
+    if uri.scheme_str() != Some("http") {
+        let what = "expected a URL that begins with http://: Seawall asks the proxy itself in clear text, and speaks TLS \
+                    to the upstream through the tunnel";
+        checker.say(key, what);
+    } else if uri.port_u16().is_none() {
+        checker.say(key, "the URL needs a port, such as \"http://proxy.internal:3128\"");
+    } else if !matches!(uri.path(), "" | "/") {
+        checker.say(key, "the URL must have no path");
+    }
+}
+
+fn upstream_tls(upstream: &Upstream, checker: &mut Checker<'_>) {
+    let tls = &upstream.tls;
+    let is_empty = |path: &Path| path.as_os_str().is_empty();
+    if !tls.platform_roots && is_empty(&tls.ca_file) {
+        checker.say_because(
+            "upstream.tls.ca_file",
+            "upstream.tls.platform_roots",
+            "is required when `upstream.tls.platform_roots` is false: nobody would be trusted",
+        );
+    }
+    for (key, other, is_missing) in [
+        (
+            "upstream.tls.key_file",
+            "upstream.tls.cert_file",
+            is_empty(&tls.key_file) && !is_empty(&tls.cert_file),
+        ),
+        (
+            "upstream.tls.cert_file",
+            "upstream.tls.key_file",
+            is_empty(&tls.cert_file) && !is_empty(&tls.key_file),
+        ),
+    ] {
+        if is_missing {
+            checker.say_because(key, other, format!("is required, because `{other}` is set"));
+        }
+    }
+    let is_set = !is_empty(&tls.ca_file) || !is_empty(&tls.cert_file);
+    if is_set && upstream.base_url.to_ascii_lowercase().starts_with("http:") {
+        checker.warn("upstream.tls", "has no effect, since `upstream.base_url` begins with http://");
+    }
 }
 
 fn url(key: &str, text: &str, checker: &mut Checker<'_>) -> Option<http::Uri> {
@@ -535,25 +608,29 @@ fn capabilities(settings: &Settings, checker: &mut Checker<'_>) {
 }
 
 fn telemetry(settings: &Settings, checker: &mut Checker<'_>) {
+    if let Err(what) = log_filter(&settings.telemetry.log) {
+        checker.say("telemetry.log", what);
+    }
+}
+
+/// Whether this says what is logged, as `telemetry.log` and `PUT /api/v1/log-level` take it; else what is wrong.
+pub fn log_filter(log: &str) -> Result<(), String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let log = &settings.telemetry.log;
     if log.trim().is_empty() {
-        checker.say("telemetry.log", "expected a level such as \"info\"; \"off\" for none");
-        return;
+        return Err("expected a level such as \"info\"; \"off\" for none".to_owned());
     }
     for directive in log.split(',').map(str::trim) {
         // `tracing` takes a word that is no level for a module, and would show all of it.
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(directive));
         if !directive.contains(['=', ':', '[']) && !is_level {
-            let what = match suggestion(&directive.to_ascii_lowercase(), LEVELS) {
+            return Err(match suggestion(&directive.to_ascii_lowercase(), LEVELS) {
                 Some(like) => format!("no level {directive:?}; did you mean \"{like}\"?"),
                 None => format!("no level {directive:?}; expected one of {}", LEVELS.join(", ")),
-            };
-            checker.say("telemetry.log", what);
-            return;
+            });
         }
     }
     if log.parse::<tracing_subscriber::EnvFilter>().is_err() {
-        checker.say("telemetry.log", "expected levels such as \"info\" or \"info,seawall::queue=debug\"");
+        return Err("expected levels such as \"info\" or \"info,seawall::queue=debug\"".to_owned());
     }
+    Ok(())
 }

@@ -71,8 +71,8 @@ impl Io for Probe {
 fn options(probe: &Arc<Probe>) -> Options {
     Options {
         io: probe.clone(),
-        lock_wait: Duration::from_millis(200),
-        heartbeat: Duration::from_secs(60),
+        lock_wait: PATIENCE,
+        heartbeat: Duration::from_secs(3600),
         retry_after: Duration::ZERO,
         ..Options::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))
     }
@@ -685,7 +685,8 @@ async fn without_current_the_epoch_that_is_there_is_used_and_told() {
 async fn a_second_process_is_told_and_damages_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _, _) = open(dir.path());
-    let error = SledStore::open(dir.path(), &keys(), options(&Probe::new())).err().unwrap();
+    let hasty = Options { lock_wait: Duration::from_millis(50), ..options(&Probe::new()) };
+    let error = SledStore::open(dir.path(), &keys(), hasty).err().unwrap();
     assert!(matches!(error, OpenError::Locked { .. }), "{error}");
     assert!(error.to_string().contains("epoch-1"), "{error}");
     store.commit(put("a", "1")).await.unwrap();

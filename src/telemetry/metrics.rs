@@ -32,6 +32,10 @@ pub struct Metrics {
     pub attempt_seconds: Family<GroupLabels, Histogram, fn() -> Histogram>,
     /// Calls of the upstream in flight.
     pub upstream_in_flight: Gauge,
+    /// Connections to the upstream that are open.
+    pub upstream_connections: Gauge,
+    /// Connections to the upstream begun, by result: `ok`, `dns`, `tcp`, `proxy`, `tls`, `protocol`, `timeout`.
+    pub upstream_connects: Family<ResultLabels, Counter>,
     /// A breaker's state: 0 closed, 1 ramping, 2 half-open, 3 open.
     pub breaker_state: Family<ScopeLabels, Gauge>,
     /// A breaker's override: 0 auto, 1 observe, 2 forced closed, 3 forced open.
@@ -90,6 +94,12 @@ pub struct Metrics {
     pub store_live_bytes: Gauge,
     /// Reloads of the configuration, by result.
     pub config_reloads: Family<ResultLabels, Counter>,
+    /// Whether the last load of the configuration succeeded: 1 or 0.
+    pub config_reload_successful: Gauge,
+    /// When the configuration was last loaded with success, in seconds since 1970.
+    pub config_reload_success_timestamp_seconds: Gauge,
+    /// Settings whose configured value waits for a restart.
+    pub config_needs_restart: Gauge,
 }
 
 /// Labels of requests.
@@ -210,6 +220,10 @@ impl Metrics {
         );
         let upstream_in_flight =
             metric!("upstream_in_flight", "Calls of the upstream in flight", Gauge::default());
+        let upstream_connections =
+            metric!("upstream_connections", "Connections to the upstream open", Gauge::default());
+        let upstream_connects =
+            metric!("upstream_connects", "Connections to the upstream begun by result", Family::default());
         let breaker_state = metric!(
             "breaker_state",
             "Automatic state: 0 closed, 1 ramping, 2 half-open, 3 open",
@@ -267,6 +281,21 @@ impl Metrics {
         let store_live_bytes = metric!("store_live_bytes", "Bytes in the store that count", Gauge::default());
         let config_reloads =
             metric!("config_reloads", "Reloads of the configuration by result", Family::default());
+        let config_reload_successful = metric!(
+            "config_reload_successful",
+            "Whether the last load of the configuration succeeded",
+            Gauge::default()
+        );
+        let config_reload_success_timestamp_seconds = metric!(
+            "config_reload_success_timestamp_seconds",
+            "When the configuration was last loaded with success",
+            Gauge::default()
+        );
+        let config_needs_restart = metric!(
+            "config_needs_restart",
+            "Settings whose configured value waits for a restart",
+            Gauge::default()
+        );
         Arc::new(Self {
             registry,
             requests,
@@ -278,6 +307,8 @@ impl Metrics {
             attempts,
             attempt_seconds,
             upstream_in_flight,
+            upstream_connections,
+            upstream_connects,
             breaker_state,
             breaker_override,
             breaker_transitions,
@@ -307,6 +338,9 @@ impl Metrics {
             store_disk_bytes,
             store_live_bytes,
             config_reloads,
+            config_reload_successful,
+            config_reload_success_timestamp_seconds,
+            config_needs_restart,
         })
     }
 

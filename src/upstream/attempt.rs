@@ -7,7 +7,7 @@
 //! sent, and without it an idle connection that the upstream closed would turn a live write into a queued one.
 
 use super::body::{InFlight, UpstreamBody, Watch};
-use super::client::{Client, Sent};
+use super::client::{Client, Taken};
 use crate::context::{
     AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, WholeUntil, is_safe,
 };
@@ -21,7 +21,6 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::connect::capture_connection;
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
@@ -56,8 +55,8 @@ struct GroupHandles {
 pin_project_lite::pin_project! {
     /// A request on its way.
     #[project = SendingProjected]
-    enum Sending {
-        Once { #[pin] sent: Sent },
+    enum Sending<F> {
+        Once { #[pin] sent: F },
         // What few requests need has a place of its own.
         Twice { sent: BoxFuture<Result<Response<Incoming>, ProxyError>> },
     }
@@ -226,7 +225,10 @@ impl Shared {
         until: Instant,
     ) -> impl Future<Output = Result<Response<Incoming>, ProxyError>> {
         // What only reads may be sent again in any case, so how far a connection had come does not matter.
-        let connection = (!is_safe(request.method())).then(|| capture_connection(&mut request));
+        let taken = (!is_safe(request.method())).then(Taken::default);
+        if let Some(taken) = &taken {
+            request.extensions_mut().insert(taken.clone());
+        }
         let sending = if resends_unsent {
             Sending::Once { sent: self.client.send(request) }
         } else {
@@ -236,8 +238,8 @@ impl Shared {
         async move {
             match sent.await {
                 Ok(result) => result,
-                Err(_) => match connection {
-                    Some(connection) if connection.connection_metadata().is_none() => {
+                Err(_) => match taken {
+                    Some(taken) if !taken.is_set() => {
                         Err(ProxyError::Connect("no connection in time".to_owned()))
                     }
                     _ => Err(ProxyError::HeadTimeout),
@@ -364,8 +366,11 @@ async fn send_twice(
 
 // === impl Sending ===
 
-impl Future for Sending {
-    type Output = Result<Response<Incoming>, ProxyError>;
+impl<F> Future for Sending<F>
+where
+    F: Future<Output = Result<Response<Incoming>, ProxyError>>,
+{
+    type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {

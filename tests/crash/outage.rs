@@ -41,7 +41,7 @@ async fn a_forced_open_breaker_survives_a_kill_and_probes_before_it_closes() {
 
     let cleared = server.admin(Method::DELETE, "/api/v1/breakers/shipments:read/override", None).await;
     assert_eq!(cleared.status, 200, "{cleared:?}");
-    assert!(!server.is_well("shipments:read").await, "it must probe first");
+    assert_eq!(cleared.json()["breakers"][0]["state"], "half_open", "it must probe first: {cleared:?}");
     assert_eventually!(server.is_well("shipments:read").await);
     assert!(simulator.journal().len() > before, "closed without a probe");
     assert_eq!(server.get(&path).await.source(), "upstream");
@@ -91,7 +91,7 @@ async fn writes_of_an_outage_survive_a_kill_and_arrive_once_each_with_no_other_t
     let server = setup.start().await;
     for id in &tickets {
         let state = server.state(id).await;
-        assert!(["pending", "waiting"].contains(&state.as_str()), "{id} is {state}");
+        assert!(["pending", "waiting", "sending"].contains(&state.as_str()), "{id} is {state}");
     }
     // Long enough for replays that fail, and for a second crash in the middle of them.
     assert_eventually!({
@@ -117,7 +117,7 @@ async fn writes_of_an_outage_survive_a_kill_and_arrive_once_each_with_no_other_t
 async fn writes_while_flexport_answers_503_survive_a_kill_and_take_effect_once_each() {
     let simulator = simulator().await;
     // The breaker stays open for as long as the writes take.
-    let slow = ["breaker.open_wait=5s", "breaker.open_wait_max=5s"];
+    let slow = ["breaker.open_wait=1h", "breaker.open_wait_max=1h"];
     let setup = Setup::new(&simulator.url(), &slow);
     let server = setup.start().await;
     let ids = shipments(&server).await;
@@ -155,8 +155,7 @@ async fn writes_while_flexport_answers_503_survive_a_kill_and_take_effect_once_e
 async fn the_newer_of_two_live_changes_stands_when_the_first_times_out() {
     for fault in ["apply_then_hang", "hang"] {
         let simulator = simulator().await;
-        let setup =
-            Setup::new(&simulator.url(), &["upstream.timeout=700ms", "upstream.connect_timeout=500ms"]);
+        let setup = Setup::new(&simulator.url(), &["upstream.timeout=3s"]);
         let server = setup.start().await;
         let path = format!("/shipments/{}", shipments(&server).await[0]);
         simulator.set_faults(json!([{"kind": fault, "match": {"method": "PATCH"}, "times": 1}])).unwrap();

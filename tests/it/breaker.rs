@@ -115,7 +115,15 @@ async fn forced_open_writes_are_queued_and_sent_when_they_may() {
 #[tokio::test]
 async fn forced_closed_lets_everything_through_and_observe_opens_nothing() {
     let simulator = simulator().await;
-    let sets = ["breaker.consecutive_failures=3", "breaker.consecutive_span=1ms", "breaker.min_calls=5"];
+    let sets = [
+        "breaker.consecutive_failures=3",
+        "breaker.consecutive_span=1ms",
+        "breaker.min_calls=5",
+        // What opens stays open, with all that it counted.
+        "breaker.open_wait=1h",
+        "breaker.open_wait_max=1h",
+        "breaker.window=60s",
+    ];
     for mode in ["forced_closed", "observe"] {
         let proxy = Proxy::start(&simulator.url(), &sets).await;
         assert_eq!(force(&proxy, "shipments:read", mode).await.status, 200);
@@ -163,13 +171,13 @@ async fn a_group_that_opens_opens_no_other() {
 async fn an_override_ends_with_its_ttl() {
     let simulator = simulator().await;
     let proxy = Proxy::start(&simulator.url(), &["breaker.half_open_successes=1"]).await;
-    let body = json!({"mode": "forced_open", "reason": "short", "ttl": "700ms"});
+    let body = json!({"mode": "forced_open", "reason": "short", "ttl": "3s"});
+    let began = tokio::time::Instant::now();
     let set = proxy.admin(Method::PUT, "/api/v1/breakers/shipments:read/override", Some(body)).await;
     assert_eq!(set.status, 200, "{set:?}");
-    let began = tokio::time::Instant::now();
     assert_eq!(proxy.get("/shipments").await.source(), "seawall");
     assert_eventually!(proxy.get("/shipments").await.source() == "upstream");
-    assert!(began.elapsed().as_millis() >= 500);
+    assert!(began.elapsed().as_millis() >= 2900, "{:?}", began.elapsed());
     assert_eq!(proxy.breaker("shipments:read").await["override"], Value::Null);
 }
 
@@ -325,7 +333,7 @@ async fn a_page_of_another_site_turns_no_switch() {
 async fn a_caller_that_sends_slowly_makes_no_upstream_slow() {
     use tokio::io::AsyncWriteExt;
     let upstream = Scripted::start(|_| async { scripted::json(200, "{}") }).await;
-    let sets = ["breaker.slow=300ms", "breaker.stale_deadline=100ms"];
+    let sets = ["breaker.slow=2s", "breaker.stale_deadline=100ms"];
     let proxy = Proxy::start(&upstream.url, &sets).await;
     // No write of a known kind: it streams.
     let head = format!(
@@ -334,9 +342,11 @@ async fn a_caller_that_sends_slowly_makes_no_upstream_slow() {
     );
     let mut stream = tokio::net::TcpStream::connect(proxy.addr()).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
+    // The pace is what is played: longer in all than `slow`.
+    let mut pace = tokio::time::interval(std::time::Duration::from_millis(400));
     for _ in 0..8 {
+        pace.tick().await;
         stream.write_all(b"1\r\nx\r\n").await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     stream.write_all(b"0\r\n\r\n").await.unwrap();
     let answer = chaos::closed(&mut stream).await;

@@ -5,9 +5,11 @@
 
 mod architecture;
 mod breaker;
+mod config;
 mod docs;
 mod identity;
 mod path;
 mod reads;
 mod support;
+mod upstream;
 mod writes;

@@ -3,7 +3,7 @@
 use crate::assert_eventually;
 use crate::support::chaos::{self, Chaos};
 use crate::support::scripted::{Scripted, json};
-use crate::support::{Answer, Proxy, TOKEN, arrivals, client, send, simulator, writes};
+use crate::support::{Answer, PATIENCE, Proxy, TOKEN, arrivals, client, send, simulator, writes};
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -270,14 +270,13 @@ async fn connections_above_the_limit_are_not_served() {
 #[tokio::test]
 async fn a_stop_does_not_wait_for_idle_clients_that_never_close() {
     let (upstream, _) = listening().await;
-    let mut proxy = Proxy::start(&upstream.url, &["server.drain.grace=10s"]).await;
+    let mut proxy = Proxy::start(&upstream.url, &["server.drain.grace=1h"]).await;
     let mut idle = TcpStream::connect(proxy.addr()).await.unwrap();
     idle.write_all(b"GET /elsewhere HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     assert!(chaos::head(&mut idle).await.starts_with("HTTP/1.1 200"));
     let silent = TcpStream::connect(proxy.addr()).await.unwrap();
-    let began = tokio::time::Instant::now();
-    assert!(proxy.stop().await);
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let stopped = tokio::time::timeout(PATIENCE, proxy.stop()).await;
+    assert!(stopped.expect("nobody waits for the grace to end"));
     drop((idle, silent));
 }
 
@@ -651,15 +650,14 @@ async fn a_head_that_is_too_large_gets_431() {
 #[tokio::test]
 async fn a_connection_that_says_nothing_or_never_ends_its_head_is_closed() {
     let (upstream, _) = listening().await;
-    let limits =
-        ["server.first_byte_timeout=200ms", "server.head_timeout=300ms", "server.idle_timeout=400ms"];
-    let proxy = Proxy::start(&upstream.url, &limits).await;
-    let began = tokio::time::Instant::now();
-
+    // One limit at a time, so that none meets who is only slow.
+    let proxy = Proxy::start(&upstream.url, &["server.first_byte_timeout=200ms"]).await;
     let mut silent = TcpStream::connect(proxy.addr()).await.unwrap();
     assert_eq!(chaos::closed(&mut silent).await, "");
 
     // One byte now and then does not help.
+    let proxy = Proxy::start(&upstream.url, &["server.head_timeout=300ms"]).await;
+    let began = tokio::time::Instant::now();
     let mut slow = TcpStream::connect(proxy.addr()).await.unwrap();
     let head = b"GET /shipments HTTP/1.1\r\nHost: a\r\nX-Endless: ";
     slow.write_all(head).await.unwrap();
@@ -673,15 +671,15 @@ async fn a_connection_that_says_nothing_or_never_ends_its_head_is_closed() {
                 let _ = slow.write_all(b"x").await;
             }
         }
-        assert!(began.elapsed() < Duration::from_secs(8), "an endless head is not cut");
+        assert!(began.elapsed() < PATIENCE, "an endless head is not cut");
     }
 
     // An idle connection is closed in good order, after its answer.
+    let proxy = Proxy::start(&upstream.url, &["server.idle_timeout=400ms"]).await;
     let mut idle = TcpStream::connect(proxy.addr()).await.unwrap();
     idle.write_all(b"GET /elsewhere HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let answer = chaos::closed(&mut idle).await;
     assert!(answer.ends_with("ok"), "{answer}");
-    assert!(began.elapsed() < Duration::from_secs(8));
 }
 
 #[tokio::test]
@@ -734,8 +732,8 @@ async fn a_body_that_stands_still_is_given_up() {
 #[tokio::test]
 async fn seawall_timeout_limits_the_whole_call() {
     let upstream = Scripted::start(|_| async { std::future::pending().await }).await;
-    let proxy = Proxy::start(&upstream.url, &[]).await;
-    let began = tokio::time::Instant::now();
+    let sets = ["upstream.timeout=1h", "breaker.slow=1h", "upstream.body_idle_timeout=1h"];
+    let proxy = Proxy::start(&upstream.url, &sets).await;
     for path in ["/shipments", "/elsewhere"] {
         for wish in ["300ms", "1"] {
             let answer = proxy.send(Method::GET, path, &[("seawall-timeout", wish)], "").await;
@@ -743,7 +741,6 @@ async fn seawall_timeout_limits_the_whole_call() {
             assert_eq!(answer.json()["error"]["code"], "seawall_upstream_timeout", "{path}");
         }
     }
-    assert!(began.elapsed() < Duration::from_secs(8));
     for wish in ["soon", "-1", "0", ""] {
         let answer = proxy.send(Method::GET, "/shipments", &[("seawall-timeout", wish)], "").await;
         assert_eq!(answer.status, 400, "{wish}");
@@ -817,7 +814,7 @@ async fn a_stop_finishes_what_is_under_way_and_takes_nothing_new() {
         }
     })
     .await;
-    let mut proxy = Proxy::start(&upstream.url, &["server.drain.grace=15s"]).await;
+    let mut proxy = Proxy::start(&upstream.url, &["server.drain.grace=1h"]).await;
     let url = format!("{}/slow", proxy.url);
     // An idle connection must not hold up the end.
     assert_eq!(proxy.get("/elsewhere").await.status, 200);

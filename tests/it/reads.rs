@@ -164,10 +164,12 @@ async fn refused_connections_open_the_global_breaker_and_blame_no_group() {
 #[tokio::test]
 async fn a_read_that_hangs_is_answered_stale_in_time_and_sooner_when_the_group_fails() {
     let simulator = simulator().await;
-    let sets = ["breaker.slow=1500ms", "breaker.stale_deadline=200ms", "upstream.timeout=3s"];
+    let hang = json!([{"kind": "hang"}]);
+    // The limits stand so far apart that a slow machine does not mistake one for the other.
+    let sets = ["breaker.slow=2s", "breaker.stale_deadline=200ms", "upstream.timeout=1h"];
     let proxy = Proxy::start(&simulator.url(), &sets).await;
     proxy.get("/shipments?per=3").await;
-    simulator.set_faults(json!([{"kind": "hang"}])).unwrap();
+    simulator.set_faults(hang.clone()).unwrap();
 
     // A healthy group: slow is not down, so up to `slow`.
     let began = tokio::time::Instant::now();
@@ -176,20 +178,31 @@ async fn a_read_that_hangs_is_answered_stale_in_time_and_sooner_when_the_group_f
     assert_eq!((stale.status.as_u16(), stale.source()), (200, "stale"));
     assert_eq!(stale.field("seawall-stale-reason"), "upstream-timeout");
     says(&stale, &["fwd=stale", "detail=upstream-timeout"]);
-    assert!(took >= Duration::from_millis(1400) && took < Duration::from_millis(2800), "{took:?}");
+    assert!(took >= Duration::from_millis(1900), "{took:?}");
 
-    // Never seen: the attempt's own limit.
+    // Never seen: the attempt's own limit, which is a failure.
+    let proxy = Proxy::start(&simulator.url(), &["upstream.timeout=1s", "upstream.connect_timeout=1s"]).await;
     let unseen = proxy.get("/shipments?per=4").await;
     assert_eq!(unseen.status, 504);
     assert_eq!(unseen.json()["error"]["code"], "seawall_upstream_timeout");
 
-    // Now the group shows failures.
     assert_eventually!(proxy.breaker("shipments:read").await["window"]["failures"] != 0);
+
+    // A group that shows failures: nobody waits for `slow`.
+    simulator.clear_faults();
+    let sets =
+        ["breaker.slow=1h", "breaker.stale_deadline=200ms", "upstream.timeout=1h", "breaker.window=60s"];
+    let proxy = Proxy::start(&simulator.url(), &sets).await;
+    proxy.get("/shipments?per=3").await;
+    simulator.set_faults(json!([{"kind": "status", "status": 500}])).unwrap();
+    assert_eq!(proxy.get("/shipments?per=4").await.status, 500);
+    assert_eq!(proxy.breaker("shipments:read").await["window"]["failures"], 1);
+    simulator.set_faults(hang).unwrap();
     let began = tokio::time::Instant::now();
     let stale = proxy.get("/shipments?per=3").await;
     assert_eq!(stale.field("seawall-stale-reason"), "upstream-timeout");
     let took = began.elapsed();
-    assert!(took >= Duration::from_millis(180) && took < Duration::from_millis(1200), "{took:?}");
+    assert!(took >= Duration::from_millis(180), "{took:?}");
 }
 
 #[tokio::test]
@@ -359,7 +372,7 @@ async fn a_thousand_concurrent_callers_make_one_upstream_request() {
 async fn who_waits_for_another_callers_fetch_is_answered_although_that_caller_left() {
     let gate = Arc::new(Semaphore::new(0));
     let upstream = gated(gate.clone()).await;
-    let proxy = Arc::new(Proxy::start(&upstream.url, &[]).await);
+    let proxy = Arc::new(Proxy::start(&upstream.url, &["cache.lock_wait=60s"]).await);
     let url = format!("{}/shipments/1", proxy.url);
     // A client of its own, so that leaving closes the connection.
     let leader = tokio::spawn(async move { send(&client(), Method::GET, &url, &[], "", true).await });
@@ -451,8 +464,10 @@ async fn dripping() -> String {
                 let answer =
                     "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
                 let mut is_open = stream.write_all(answer.as_bytes()).await.is_ok();
+                // The pace of the drip is what is played.
+                let mut pace = tokio::time::interval(Duration::from_millis(20));
                 while is_open {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    pace.tick().await;
                     is_open = stream.write_all(b"1\r\n \r\n").await.is_ok();
                 }
             });
@@ -478,8 +493,10 @@ async fn a_body_that_drips_for_ever_frees_its_key_and_its_slot_and_opens_the_bre
     assert_eq!(proxy.get("/shipments/1").await.source(), "seawall");
     assert_eventually!(proxy.metric("seawall_upstream_in_flight").await < 0.5);
     // Not one that waits for the first: its key is free.
-    proxy.get("/shipments/1").await;
-    assert_eventually!(proxy.breaker("shipments:read").await["state"] == "open");
+    assert_eventually!({
+        proxy.get("/shipments/1").await;
+        proxy.breaker("shipments:read").await["state"] == "open"
+    });
     assert_eventually!(proxy.metric("seawall_upstream_in_flight").await < 0.5);
 }
 
@@ -488,10 +505,13 @@ async fn a_hung_upstream_opens_the_breaker_although_the_route_has_less_time_than
     let gate = Arc::new(Semaphore::new(0));
     let upstream = gated(gate).await;
     let proxy = Proxy::configured(&upstream.url, &TWO_FAILURES, SHORT_ROUTE, |_| {}).await;
-    for _ in 0..2 {
-        assert_eq!(proxy.get("/shipments/1").await.status, 504);
-    }
-    assert_eventually!(proxy.breaker("shipments:read").await["state"] == "open");
+    assert_eq!(proxy.get("/shipments/1").await.status, 504);
+    // A read whose time ends before it is sent, on a slow machine, says nothing of the upstream.
+    assert_eventually!({
+        let status = proxy.get("/shipments/1").await.status.as_u16();
+        assert!(status == 504 || status == 503, "{status}");
+        proxy.breaker("shipments:read").await["state"] == "open"
+    });
 }
 
 // === answers that flow ===

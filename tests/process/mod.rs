@@ -1,6 +1,6 @@
 //! The real binary as a child process: started, watched, signalled, killed, started again in the same folder.
 
-use crate::support::{Answer, TOKEN, client};
+use crate::support::{Answer, PATIENCE, TOKEN, client};
 use http::{Method, Request};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -14,9 +14,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
-
-/// How long a start, an end or a settlement may take on a busy machine.
-pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// How the binary is started; the folder outlives it.
 #[derive(Clone)]
@@ -114,7 +111,7 @@ impl Setup {
         let mut child = self.command("serve").spawn().unwrap();
         let stderr = collect(child.stderr.take().unwrap());
         let stdout = collect(child.stdout.take().unwrap());
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + PATIENCE;
         let (data, admin) = loop {
             let log = stderr.lock().unwrap().clone();
             if let Some(line) = log.lines().find(|line| line.contains("Seawall is up")) {
@@ -154,13 +151,13 @@ impl Setup {
         let mut child = self.command(command).spawn().unwrap();
         let stderr = collect(child.stderr.take().unwrap());
         let stdout = collect(child.stdout.take().unwrap());
-        let status = wait(&mut child, LIMIT).await;
+        let status = wait(&mut child, PATIENCE).await;
         if status.is_none() {
             let _ = child.kill();
             let _ = child.wait();
         }
         // The pipes end with the process; the collectors need a moment for the last lines.
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + PATIENCE;
         while Arc::strong_count(&stderr) + Arc::strong_count(&stdout) > 2 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -207,7 +204,7 @@ impl Server {
 
     /// Its exit code, once it has ended by itself.
     pub async fn exit(&mut self) -> Option<i32> {
-        wait(&mut self.child, LIMIT).await.and_then(|status| status.code())
+        wait(&mut self.child, PATIENCE).await.and_then(|status| status.code())
     }
 
     /// SIGTERM, and a clean exit.
@@ -313,7 +310,7 @@ pub async fn try_send(
         request = request.header("content-type", "application/json");
     }
     let request = request.body(Body::from(body.to_owned())).map_err(|error| error.to_string())?;
-    let response = tokio::time::timeout(Duration::from_secs(60), http.request(request))
+    let response = tokio::time::timeout(PATIENCE, http.request(request))
         .await
         .map_err(|_| "no answer within a minute".to_owned())?
         .map_err(|error| format!("{error:?}"))?;

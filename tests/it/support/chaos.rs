@@ -1,5 +1,6 @@
 //! Raw sockets: an upstream that is written byte by byte, and a client that is.
 
+use super::PATIENCE;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,7 +70,7 @@ pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// Sends these bytes on a connection of their own, and reads until the peer closes or is silent for a second.
+/// Sends these bytes on a connection of their own, and reads as [`drain`] does.
 pub async fn exchange(addr: &str, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     // A refusal may close the connection while we still send.
@@ -77,22 +78,34 @@ pub async fn exchange(addr: &str, bytes: &[u8]) -> String {
     drain(&mut stream).await
 }
 
-/// Reads until the peer closes or is silent for a second.
+/// Reads until the peer closes, or has sent a whole answer and is silent for a second after it.
 pub async fn drain(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
     let mut chunk = vec![0; 16 * 1024];
-    while let Ok(Ok(count @ 1..)) =
-        tokio::time::timeout(Duration::from_secs(1), stream.read(&mut chunk)).await
-    {
+    loop {
+        let patience = if is_whole(&all) { Duration::from_secs(1) } else { PATIENCE };
+        let Ok(Ok(count @ 1..)) = tokio::time::timeout(patience, stream.read(&mut chunk)).await else {
+            break;
+        };
         all.extend_from_slice(&chunk[..count]);
     }
     String::from_utf8_lossy(&all).into_owned()
 }
 
+/// Whether an answer has come to its end, as far as its head tells; what ends with its connection has not.
+fn is_whole(answer: &[u8]) -> bool {
+    let answer = String::from_utf8_lossy(answer);
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else { return false };
+    match field(head, "content-length") {
+        Some(length) => length.parse().is_ok_and(|length: usize| body.len() >= length),
+        None => field(head, "transfer-encoding").is_some() && body.ends_with("0\r\n\r\n"),
+    }
+}
+
 /// Waits for the peer to close, sending nothing. What came before is returned.
 pub async fn closed(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
-    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut all)).await;
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await;
     let _ = read.expect("the peer closes");
     String::from_utf8_lossy(&all).into_owned()
 }

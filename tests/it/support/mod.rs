@@ -15,13 +15,17 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub mod chaos;
+pub mod egress;
 pub mod scripted;
 
-/// Polls until a condition holds; panics with its text after ten seconds.
+/// The most time that a test gives to what must come. It bounds a hang only: machines may be slow and loaded.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls until a condition holds; panics with its text when [`PATIENCE`] ends.
 #[macro_export]
 macro_rules! assert_eventually {
     ($condition:expr) => {{
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + $crate::support::PATIENCE;
         loop {
             if $condition {
                 break;
@@ -38,7 +42,7 @@ pub const TOKEN: &str = "Bearer test-api-key-0001";
 /// A proxy with its folder.
 pub struct Proxy {
     /// Running; `None` after a stop.
-    app: Option<App>,
+    pub app: Option<App>,
     /// Of the data listener.
     pub url: String,
     /// Of the admin listener.
@@ -177,6 +181,19 @@ impl Proxy {
         self.get(&format!("/_seawall/writes/{id}")).await.json()["data"].clone()
     }
 
+    /// Lets no call of this scope go upstream, so that its writes are queued and rest there, until [`Self::lift`].
+    pub async fn hold(&self, scope: &str) {
+        let body = serde_json::json!({"mode": "forced_open", "reason": "held by a test"});
+        let set = self.admin(Method::PUT, &format!("/api/v1/breakers/{scope}/override"), Some(body)).await;
+        assert_eq!(set.status, 200, "{set:?}");
+    }
+
+    /// Ends [`Self::hold`].
+    pub async fn lift(&self, scope: &str) {
+        let set = self.admin(Method::DELETE, &format!("/api/v1/breakers/{scope}/override"), None).await;
+        assert_eq!(set.status, 200, "{set:?}");
+    }
+
     /// A breaker's status.
     pub async fn breaker(&self, scope: &str) -> Value {
         self.admin(Method::GET, &format!("/api/v1/breakers/{scope}"), None).await.json()
@@ -203,7 +220,7 @@ pub async fn send(
         request = request.header("content-type", "application/json");
     }
     let request = request.body(Body::from(body.to_owned())).unwrap();
-    let response = tokio::time::timeout(Duration::from_secs(60), http.request(request))
+    let response = tokio::time::timeout(PATIENCE, http.request(request))
         .await
         .expect("no answer within a minute")
         .unwrap_or_else(|error| panic!("{url}: {error:?}"));

@@ -1,0 +1,267 @@
+//! The pool of HTTP/1.1 connections to one upstream.
+//!
+//! A request takes the connection that was used last. When none is free it begins one and takes whichever comes
+//! first, that or another request's that has become free: where connecting is slow, work goes on over what there is.
+//! Each attempt serves the longest waiting request, with its connection or with its failure, so there are never fewer
+//! attempts under way than requests that wait, and a request that leaves costs no other one its connection.
+//!
+//! A connection past its age, or unused for too long, takes no request. It is closed at once when it lies in the pool,
+//! else when it comes back. The age has some chance in it, so that connections made together do not end together.
+//!
+//! Nothing is ever sent twice here. That a connection took nothing of a request (it had died in the pool; hyper hands
+//! the request back) is told as `ProxyError::Unsent`.
+
+use super::client::{Taken, failed};
+use super::connect::{Connector, Failure, Stage, Stream};
+use crate::error::ProxyError;
+use crate::http::Body;
+use crate::http::body::chain;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Pool(Arc<Shared>);
+
+struct Shared {
+    connector: Connector,
+    idle_timeout: Duration,
+    max_idle: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Used last at the end.
+    idle: Vec<Idle>,
+    /// Waiting longest at the front.
+    waiting: VecDeque<oneshot::Sender<Result<Connection, String>>>,
+    is_swept: bool,
+}
+
+struct Connection {
+    sender: http1::SendRequest<Body>,
+    /// From when on it takes no request.
+    retires_at: Instant,
+}
+
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+/// Longest head of an answer, in bytes.
+const MAX_HEAD: usize = 1 << 20;
+
+// === impl Pool ===
+
+impl Pool {
+    pub(super) fn new(connector: Connector) -> Self {
+        let snapshot = connector.config();
+        let settings = &snapshot.settings.upstream;
+        Self(Arc::new(Shared {
+            connector,
+            idle_timeout: *settings.idle_timeout,
+            max_idle: settings.max_idle as usize,
+            state: Mutex::default(),
+        }))
+    }
+
+    /// Sends one request.
+    pub(super) async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, ProxyError> {
+        let mut connection = match self.take() {
+            Some(connection) => connection,
+            None => self.wait().await?,
+        };
+        if let Some(taken) = request.extensions().get::<Taken>() {
+            taken.set();
+        }
+        // The target as an origin has it (RFC 9112 §3.2.1); `Host` is set already.
+        let target = request.uri_mut();
+        *target = target.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+        match connection.sender.try_send_request(request).await {
+            Ok(response) => {
+                self.give_back(connection);
+                Ok(response)
+            }
+            Err(mut error) => Err(match error.take_message() {
+                Some(_) => ProxyError::Unsent(chain(error.error())),
+                None => failed(&error.into_error()),
+            }),
+        }
+    }
+
+    /// The free connection that was used last.
+    fn take(&self) -> Option<Connection> {
+        let mut state = self.state();
+        // Without a look at the clock when there is none.
+        let mut now = None;
+        while let Some(Idle { connection, since }) = state.idle.pop() {
+            let now = *now.get_or_insert_with(Instant::now);
+            if connection.is_usable(now) && now.saturating_duration_since(since) < self.0.idle_timeout {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Begins a connection, and waits for any.
+    async fn wait(&self) -> Result<Connection, ProxyError> {
+        let (give, given) = oneshot::channel();
+        self.state().waiting.push_back(give);
+        let pool = self.clone();
+        tokio::spawn(async move {
+            match pool.connect().await {
+                Ok(connection) => {
+                    if !pool.put(connection) {
+                        pool.fail("the connection was closed as soon as it was made".to_owned());
+                    }
+                }
+                Err(failure) => pool.fail(failure.into_message()),
+            }
+        });
+        match given.await {
+            Ok(result) => result.map_err(ProxyError::Connect),
+            // Nobody drops the sender of one who waits but the end of the runtime.
+            Err(_) => Err(ProxyError::Connect("Seawall is ending".to_owned())),
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, Failure> {
+        let connector = &self.0.connector;
+        let snapshot = connector.config();
+        let limit = Connector::limit(&snapshot);
+        let result = async {
+            let stream = connector.connect(&snapshot, limit).await?;
+            let shake = |error: &hyper::Error| Failure::new(Stage::Protocol, chain(error));
+            let (mut sender, connection) = http1::Builder::new()
+                .max_buf_size(MAX_HEAD)
+                .handshake::<Stream, Body>(stream)
+                .await
+                .map_err(|error| shake(&error))?;
+            // Ends when the sender is dropped and nothing is under way, or the peer closes.
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!("a connection to the upstream ended: {}", chain(&error));
+                }
+            });
+            limit.hold("the connection", sender.ready()).await?.map_err(|error| shake(&error))?;
+            Ok(Connection { sender, retires_at: retirement(*snapshot.settings.upstream.connection_max_age) })
+        };
+        let result = result.await;
+        connector.count(&result);
+        result
+    }
+
+    /// After an answer's head: the connection is free when the body has been read to its end.
+    fn give_back(&self, mut connection: Connection) {
+        if connection.sender.is_ready() {
+            self.put(connection);
+            return;
+        }
+        if connection.sender.is_closed() {
+            return;
+        }
+        let pool = self.clone();
+        tokio::spawn(async move {
+            if connection.sender.ready().await.is_ok() {
+                pool.put(connection);
+            }
+        });
+    }
+
+    /// To who waits longest, else into the pool. Whether it can be used.
+    fn put(&self, mut connection: Connection) -> bool {
+        let now = Instant::now();
+        if !connection.is_usable(now) {
+            return false;
+        }
+        let mut state = self.state();
+        while let Some(waiting) = state.waiting.pop_front() {
+            match waiting.send(Ok(connection)) {
+                // That one has left.
+                Err(Ok(back)) => connection = back,
+                _ => return true,
+            }
+        }
+        if state.idle.len() < self.0.max_idle {
+            state.idle.push(Idle { connection, since: now });
+            self.sweep(&mut state);
+        }
+        true
+    }
+
+    /// Tells who waits longest that an attempt has failed.
+    fn fail(&self, message: String) {
+        let mut message = Err(message);
+        let mut state = self.state();
+        while let Some(waiting) = state.waiting.pop_front() {
+            match waiting.send(message) {
+                Ok(()) => return,
+                // That one has left.
+                Err(back) => message = back,
+            }
+        }
+    }
+
+    /// Sees to it that what lies in the pool is closed in time. The task lives while there is something in it.
+    fn sweep(&self, state: &mut State) {
+        if std::mem::replace(&mut state.is_swept, true) {
+            return;
+        }
+        let weak = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            let mut at = Instant::now();
+            loop {
+                tokio::time::sleep_until(at).await;
+                let Some(shared) = weak.upgrade() else { return };
+                match Pool(shared).clear() {
+                    Some(next) => at = next,
+                    None => return,
+                }
+            }
+        });
+    }
+
+    /// Drops what is too old. When to look again, unless nothing is left.
+    fn clear(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut state = self.state();
+        let idle_timeout = self.0.idle_timeout;
+        state.idle.retain(|idle| idle.connection.is_usable(now) && idle.ends_at(idle_timeout) > now);
+        let next = state.idle.iter().map(|idle| idle.ends_at(idle_timeout)).min();
+        state.is_swept = next.is_some();
+        next
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When a connection that is made now takes no request any more: up to a tenth before its age.
+pub(super) fn retirement(max_age: Duration) -> Instant {
+    Instant::now() + max_age.mul_f64(1.0 - fastrand::f64() / 10.0)
+}
+
+// === impl Connection ===
+
+impl Connection {
+    fn is_usable(&self, now: Instant) -> bool {
+        now < self.retires_at && self.sender.is_ready()
+    }
+}
+
+// === impl Idle ===
+
+impl Idle {
+    fn ends_at(&self, idle_timeout: Duration) -> Instant {
+        self.connection.retires_at.min(self.since + idle_timeout)
+    }
+}

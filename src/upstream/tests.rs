@@ -1,0 +1,552 @@
+//! The client against servers that are spoken by hand.
+
+use super::client::Client;
+use crate::config::{Settings, Snapshot, raw};
+use crate::error::ProxyError;
+use crate::http::Body;
+use crate::http::delivery::{Delivery, Doubt, Unsent, of_error};
+use crate::telemetry::{Metrics, ResultLabels};
+use bytes::Bytes;
+use http::{Method, Request};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const CONNECT: Delivery = Delivery::NotSent(Unsent::Connect);
+const UNSENT: Delivery = Delivery::NotSent(Unsent::Connection);
+const CUT: Delivery = Delivery::Ambiguous(Doubt::Cut);
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// A server whose connections are spoken by hand; it ends when it is dropped.
+struct Server {
+    url: String,
+    connections: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+impl Server {
+    async fn start<F, R>(speak: F) -> Self
+    where
+        F: Fn(TcpStream, usize) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let connections: Arc<AtomicUsize> = Arc::default();
+        let count = connections.clone();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut running = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                running.spawn(speak(stream, count.fetch_add(1, Ordering::SeqCst)));
+            }
+        });
+        Self { url, connections, _tasks: tasks }
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+fn client(base: &str, change: impl FnOnce(&mut raw::Upstream)) -> (Client, Arc<Metrics>) {
+    let mut settings = Settings::default();
+    settings.upstream.base_url = base.to_owned();
+    change(&mut settings.upstream);
+    let snapshot = Arc::new(Snapshot::of(settings).unwrap());
+    let metrics = Metrics::new();
+    (Client::new(Arc::new(move || snapshot.clone()), &metrics).unwrap(), metrics)
+}
+
+fn h2(upstream: &mut raw::Upstream) {
+    upstream.protocol = raw::Protocol::H2;
+}
+
+fn millis(millis: u64) -> raw::Span {
+    raw::Span(Duration::from_millis(millis))
+}
+
+fn request(base: &str) -> Request<Body> {
+    let mut request = Request::new(Body::from(Bytes::from_static(b"{}")));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = format!("{base}/bookings").parse().unwrap();
+    request.headers_mut().insert("host", base.trim_start_matches("http://").parse().unwrap());
+    request
+}
+
+/// The answer's body.
+async fn ask(client: &Client, base: &str) -> Result<Bytes, ProxyError> {
+    let response = tokio::time::timeout(PATIENCE, client.send(request(base))).await.expect("it ends")?;
+    let body = Body::from(response.into_body()).collect(1 << 20);
+    Ok(tokio::time::timeout(PATIENCE, body).await.expect("the body ends").unwrap())
+}
+
+/// Waits for a text on a channel.
+async fn told<T>(receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
+    tokio::time::timeout(PATIENCE, receiver.recv()).await.expect("it comes").expect("somebody tells")
+}
+
+/// One HTTP/1.1 request: its head and two bytes. Whether there was one.
+async fn h1_request(stream: &mut TcpStream) -> bool {
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\n{}") {
+        match stream.read_u8().await {
+            Ok(byte) => read.push(byte),
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// One frame: its type and stream.
+async fn frame(stream: &mut TcpStream) -> Option<(u8, u32)> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.ok()?;
+    let mut body = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    stream.read_exact(&mut body).await.ok()?;
+    Some((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]])))
+}
+
+/// The beginning of an HTTP/2 connection, and one request's fields.
+async fn h2_request(stream: &mut TcpStream) -> bool {
+    let mut preface = [0; PREFACE.len()];
+    if stream.read_exact(&mut preface).await.is_err() || preface != PREFACE {
+        return false;
+    }
+    stream.write_all(SETTINGS).await.unwrap();
+    loop {
+        match frame(stream).await {
+            // HEADERS
+            Some((1, _)) => return true,
+            Some(_) => {}
+            None => return false,
+        }
+    }
+}
+
+/// Keeps the connection and says nothing more.
+async fn freeze(stream: TcpStream) {
+    std::future::pending::<()>().await;
+    drop(stream);
+}
+
+fn goaway(last: u8) -> Vec<u8> {
+    [&[0, 0, 8, 7, 0, 0, 0, 0, 0], &[0, 0, 0, last][..], &[0, 0, 0, 0]].concat()
+}
+
+fn reset(reason: u8) -> Vec<u8> {
+    vec![0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, reason]
+}
+
+/// What the failure of a request is, and what it says.
+async fn failure(base: &str, change: impl FnOnce(&mut raw::Upstream)) -> (Delivery, String, Arc<Metrics>) {
+    let (client, metrics) = client(base, change);
+    let error = ask(&client, base).await.expect_err("it fails");
+    (of_error(&error), error.to_string(), metrics)
+}
+
+fn connects(metrics: &Metrics, result: &'static str) -> u64 {
+    metrics.upstream_connects.get_or_create(&ResultLabels { result }).get()
+}
+
+#[tokio::test]
+async fn without_a_connection_nothing_was_sent_and_the_reason_is_told_and_counted() {
+    // Bound, so that nobody else has the port, and not listening.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let gone = format!("http://{}", socket.local_addr().unwrap().as_socket().unwrap());
+    let (delivery, text, metrics) = failure(&gone, |_| {}).await;
+    assert_eq!((delivery, connects(&metrics, "tcp")), (CONNECT, 1), "{text}");
+    assert!(text.contains("refused"), "{text}");
+
+    let silent = Server::start(|stream, _| freeze(stream)).await;
+    let (delivery, text, metrics) = failure(&silent.url, |upstream| {
+        upstream.proxy.clone_from(&silent.url);
+        upstream.connect_timeout = millis(200);
+    })
+    .await;
+    assert_eq!((delivery, connects(&metrics, "timeout")), (CONNECT, 1), "{text}");
+    assert!(text.contains("it waited for an answer of the egress proxy to CONNECT"), "{text}");
+
+    let https = silent.url.replace("http:", "https:");
+    let (delivery, text, metrics) = failure(&https, |upstream| upstream.connect_timeout = millis(200)).await;
+    assert_eq!((delivery, connects(&metrics, "timeout")), (CONNECT, 1), "{text}");
+    assert!(text.contains("within 200ms: it waited for the TLS handshake"), "{text}");
+
+    let (delivery, text, metrics) = failure(&silent.url, |upstream| {
+        h2(upstream);
+        upstream.connect_timeout = millis(200);
+    })
+    .await;
+    assert_eq!((delivery, connects(&metrics, "timeout")), (CONNECT, 1), "{text}");
+    assert!(text.contains("it waited for the server's first frame"), "{text}");
+
+    let plain = Server::start(|mut stream, _| async move {
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        freeze(stream).await;
+    })
+    .await;
+    let https = plain.url.replace("http:", "https:");
+    let (delivery, text, metrics) = failure(&https, |_| {}).await;
+    assert_eq!((delivery, connects(&metrics, "tls")), (CONNECT, 1), "{text}");
+    let (delivery, text, metrics) = failure(&plain.url, h2).await;
+    assert_eq!((delivery, connects(&metrics, "protocol")), (CONNECT, 1), "{text}");
+    assert!(text.contains("does not speak HTTP/2"), "{text}");
+
+    let closing = Server::start(|stream, _| async move { drop(stream) }).await;
+    let (delivery, text, metrics) = failure(&closing.url, h2).await;
+    assert_eq!((delivery, connects(&metrics, "protocol")), (CONNECT, 1), "{text}");
+    assert_eq!(metrics.upstream_connections.get(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_leaves_doubt() {
+    for (answer, what) in [
+        (&b""[..], "nothing"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", "half a head"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "no HTTP"),
+        (b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", "a frame"),
+    ] {
+        let server = Server::start(move |mut stream, _| async move {
+            if h1_request(&mut stream).await {
+                let _ = stream.write_all(answer).await;
+            }
+        })
+        .await;
+        let (delivery, text, _) = failure(&server.url, |_| {}).await;
+        assert_eq!(delivery, CUT, "{what}: {text}");
+        assert_eq!(server.connections(), 1, "{what}: nothing is sent twice");
+    }
+}
+
+#[tokio::test]
+async fn over_h2_only_what_the_server_says_it_did_not_process_was_not_sent() {
+    for (frames, delivery, what) in [
+        (reset(7), UNSENT, "REFUSED_STREAM"),
+        (goaway(0), UNSENT, "GOAWAY before our stream"),
+        ([goaway(0), reset(7)].concat(), UNSENT, "both"),
+        (reset(2), CUT, "INTERNAL_ERROR"),
+        (reset(8), CUT, "CANCEL"),
+        (goaway(1), CUT, "GOAWAY that names our stream, and the end"),
+        (Vec::new(), CUT, "the end"),
+        (b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), CUT, "no frame"),
+    ] {
+        let frames = Arc::new(frames);
+        let server = Server::start(move |mut stream, _| {
+            let frames = frames.clone();
+            async move {
+                if h2_request(&mut stream).await {
+                    let _ = stream.write_all(&frames).await;
+                }
+            }
+        })
+        .await;
+        let (found, text, _) = failure(&server.url, h2).await;
+        assert_eq!(found, delivery, "{what}: {text}");
+        assert_eq!(server.connections(), 1, "{what}: nothing is sent twice");
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_h2_connection_is_found_by_ping_and_cut_and_the_next_request_makes_another() {
+    let server = Server::start(|mut stream, number| async move {
+        if h2_request(&mut stream).await {
+            if number > 0 {
+                // :status 200, end of the stream.
+                stream.write_all(&[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88]).await.unwrap();
+            }
+            freeze(stream).await;
+        }
+    })
+    .await;
+    let (client, metrics) = client(&server.url, |upstream| {
+        h2(upstream);
+        upstream.h2_ping_interval = millis(100);
+        upstream.h2_ping_timeout = millis(100);
+    });
+    let all = (0..3).map(|_| ask(&client, &server.url));
+    for result in futures_all(all).await {
+        let error = result.expect_err("it is cut");
+        assert!(matches!(of_error(&error), CUT | UNSENT), "{error}");
+    }
+    // This server answers no PING, so that a slow machine may need more than one.
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while ask(&client, &server.url).await.is_err() {
+        assert!(tokio::time::Instant::now() < until, "no connection is made");
+    }
+    assert!(server.connections() > 1 && connects(&metrics, "ok") > 1);
+}
+
+/// All outputs, of futures that run side by side.
+async fn futures_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut pinned: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    std::future::poll_fn(|cx| {
+        let mut is_done = true;
+        for (future, output) in &mut pinned {
+            if output.is_none() {
+                match future.as_mut().poll(cx) {
+                    std::task::Poll::Ready(ready) => *output = Some(ready),
+                    std::task::Poll::Pending => is_done = false,
+                }
+            }
+        }
+        if is_done { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    pinned.into_iter().map(|(_, output)| output.expect("all are done")).collect()
+}
+
+/// A server that answers each request with its connection's number, and tells of each connection's end.
+async fn numbered() -> (Server, mpsc::UnboundedReceiver<usize>) {
+    let (tell, ends) = mpsc::unbounded_channel();
+    let server = Server::start(move |mut stream, number| {
+        let tell = tell.clone();
+        async move {
+            while h1_request(&mut stream).await {
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{number}");
+                if stream.write_all(answer.as_bytes()).await.is_err() {
+                    break;
+                }
+            }
+            let _ = tell.send(number);
+        }
+    })
+    .await;
+    (server, ends)
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_and_closed_when_it_was_unused_for_too_long() {
+    let (server, mut ends) = numbered().await;
+    let (client, metrics) = client(&server.url, |upstream| upstream.idle_timeout = millis(400));
+    assert_eq!(ask(&client, &server.url).await.unwrap(), "0");
+    assert_eq!(metrics.upstream_connections.get(), 1);
+    assert_eq!(told(&mut ends).await, 0);
+    assert_eq!(ask(&client, &server.url).await.unwrap(), "1");
+    assert_eq!(told(&mut ends).await, 1);
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    let (server, _ends) = numbered().await;
+    let (client, _) = client(&server.url, |_| {});
+    let mut used = 0;
+    for _ in 0..200 {
+        // One that comes before it is seen that the body has ended makes another.
+        used += u32::from(ask(&client, &server.url).await.unwrap() == "0");
+    }
+    assert!(used > 1, "it is never used again");
+    assert!(server.connections() < 200);
+}
+
+#[tokio::test]
+async fn a_connection_past_its_age_is_closed_while_it_lies_there() {
+    let (server, mut ends) = numbered().await;
+    let (client, _) = client(&server.url, |upstream| upstream.connection_max_age = millis(400));
+    assert_eq!(ask(&client, &server.url).await.unwrap(), "0");
+    assert_eq!(told(&mut ends).await, 0);
+    assert_eq!(ask(&client, &server.url).await.unwrap(), "1");
+}
+
+#[tokio::test]
+async fn what_is_under_way_outlives_the_age_of_its_connection() {
+    let go = Arc::new(Notify::new());
+    let (tell, mut ends) = mpsc::unbounded_channel();
+    let held = go.clone();
+    let server = Server::start(move |mut stream, number| {
+        let (go, tell) = (held.clone(), tell.clone());
+        async move {
+            while h1_request(&mut stream).await {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na").await.unwrap();
+                go.notified().await;
+                stream.write_all(b"b").await.unwrap();
+            }
+            let _ = tell.send(number);
+        }
+    })
+    .await;
+    let (client, _) = client(&server.url, |upstream| upstream.connection_max_age = millis(200));
+    let response = client.send(request(&server.url)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(ends.try_recv().is_err(), "it is under way");
+    go.notify_one();
+    let body = Body::from(response.into_body()).collect(10).await.unwrap();
+    assert_eq!(body, "ab");
+    assert_eq!(told(&mut ends).await, 0, "it takes no further request");
+}
+
+#[tokio::test]
+async fn over_h2_all_share_a_connection_until_its_age() {
+    let (tell, mut ends) = mpsc::unbounded_channel();
+    let (tell_held, mut held_ones) = mpsc::unbounded_channel();
+    let go = Arc::new(Notify::new());
+    let held = go.clone();
+    let server = Server::start(move |stream, number| {
+        let (tell, tell_held, go) = (tell.clone(), tell_held.clone(), held.clone());
+        async move {
+            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                let (go, tell_held) = (go.clone(), tell_held.clone());
+                async move {
+                    assert!(!request.headers().contains_key("host"), "`:authority` says it");
+                    if request.uri().query() == Some("wait") {
+                        let _ = tell_held.send(number);
+                        go.notified().await;
+                    }
+                    Ok::<_, std::convert::Infallible>(http::Response::new(Body::from(number.to_string())))
+                }
+            });
+            let _ = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+                .max_concurrent_streams(4)
+                .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                .await;
+            let _ = tell.send(number);
+        }
+    })
+    .await;
+    let (client, metrics) = client(&server.url, |upstream| {
+        h2(upstream);
+        upstream.connection_max_age = millis(800);
+    });
+    // More at once than the server allows.
+    for result in futures_all((0..16).map(|_| ask(&client, &server.url))).await {
+        result.unwrap();
+    }
+    assert!(server.connections() < 16);
+    let mut slow = request(&server.url);
+    *slow.uri_mut() = format!("{}/slow?wait", server.url).parse().unwrap();
+    let slow = tokio::spawn({
+        let client = client.clone();
+        async move { client.send(slow).await }
+    });
+    let first = told(&mut held_ones).await;
+    // Until a request finds that the slow one's connection is too old.
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while ask(&client, &server.url).await.unwrap() == first.to_string() {
+        assert!(tokio::time::Instant::now() < until, "the age never comes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    go.notify_one();
+    let response = slow.await.unwrap().unwrap();
+    assert_eq!(Body::from(response.into_body()).collect(10).await.unwrap(), first.to_string());
+    drop(client);
+    let mut ended = vec![false; server.connections()];
+    while ended.iter().any(|is_ended| !is_ended) {
+        ended[told(&mut ends).await] = true;
+    }
+    assert_eq!(connects(&metrics, "ok"), server.connections() as u64);
+}
+
+/// A tunnel that answers the first CONNECT, and the others when it is told.
+async fn slow_tunnels(answer: &'static str) -> (Server, Arc<Notify>) {
+    let go = Arc::new(Notify::new());
+    let held = go.clone();
+    let server = Server::start(move |mut stream, number| {
+        let go = held.clone();
+        async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let target = String::from_utf8(head).unwrap().split(' ').nth(1).unwrap().to_owned();
+            let mut answer = answer;
+            if number == 0 {
+                answer = "HTTP/1.1 200 OK\r\n\r\n";
+            } else {
+                go.notified().await;
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let mut to = TcpStream::connect(target).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut to).await;
+        }
+    })
+    .await;
+    (server, go)
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_takes_the_first_that_is_free() {
+    let (server, _ends) = numbered().await;
+    let (tunnels, _go) = slow_tunnels("").await;
+    let (client, _) = client(&server.url, |upstream| {
+        upstream.proxy.clone_from(&tunnels.url);
+        upstream.connect_timeout = raw::Span(Duration::from_secs(25));
+    });
+    // The only tunnel that is ever made serves all.
+    for result in futures_all((0..8).map(|_| ask(&client, &server.url))).await {
+        assert_eq!(result.unwrap(), "0");
+    }
+}
+
+#[tokio::test]
+async fn who_leaves_costs_no_other_one_its_connection() {
+    for is_refused in [false, true] {
+        let finish = Arc::new(Notify::new());
+        let held = finish.clone();
+        let server = Server::start(move |mut stream, _| {
+            let finish = held.clone();
+            async move {
+                while h1_request(&mut stream).await {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na").await.unwrap();
+                    finish.notified().await;
+                    stream.write_all(b"b").await.unwrap();
+                }
+            }
+        })
+        .await;
+        let (tunnels, go) = slow_tunnels("HTTP/1.1 503 Busy\r\n\r\n").await;
+        let (client, metrics) = client(&server.url, |upstream| {
+            upstream.proxy.clone_from(&tunnels.url);
+            upstream.connect_timeout = raw::Span(Duration::from_secs(25));
+        });
+        // Takes the good tunnel and keeps it busy.
+        let first = client.send(request(&server.url)).await.unwrap();
+        let until = tokio::time::Instant::now() + PATIENCE;
+        let begin = || {
+            let (client, base) = (client.clone(), server.url.clone());
+            tokio::spawn(async move { ask(&client, &base).await })
+        };
+        let asked_for = async |tunnel: usize| {
+            while tunnels.connections() < tunnel {
+                assert!(tokio::time::Instant::now() < until, "no tunnel {tunnel} is asked for");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let leaver = begin();
+        asked_for(2).await;
+        let stayer = begin();
+        asked_for(3).await;
+        leaver.abort();
+        let _ = leaver.await;
+        if is_refused {
+            // Of the one who has left: what becomes of it is the other's.
+            go.notify_one();
+            let error = stayer.await.unwrap().unwrap_err();
+            assert_eq!(of_error(&error), CONNECT);
+            let expected = format!(
+                "the upstream cannot be reached: the egress proxy {} refused a tunnel to {} with 503 Service Unavailable",
+                tunnels.url,
+                server.url.trim_start_matches("http://")
+            );
+            assert_eq!(error.to_string(), expected);
+            assert_eq!(connects(&metrics, "proxy"), 1);
+        } else {
+            finish.notify_one();
+            assert_eq!(Body::from(first.into_body()).collect(10).await.unwrap(), "ab");
+            finish.notify_one();
+            assert_eq!(stayer.await.unwrap().unwrap(), "ab");
+        }
+        assert_eq!(connects(&metrics, "ok"), 1);
+    }
+}
