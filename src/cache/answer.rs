@@ -13,7 +13,7 @@
 use super::Cache;
 use super::entry::{Confirmed, Entry};
 use super::flight::{Answer, Flowing, Outcome};
-use super::policy::{self, Refused};
+use super::policy::Refused;
 use super::service::{Found, Read};
 use crate::error::ProxyError;
 use crate::flexport::problem;
@@ -201,8 +201,8 @@ impl Cache {
                 {
                     return Ok(response);
                 }
-                let is_unchanged = passed.status == StatusCode::OK
-                    && policy::is_unchanged(&read.headers, &passed.headers, now.at);
+                let is_unchanged =
+                    passed.status == StatusCode::OK && read.is_unchanged(&passed.headers, now.at);
                 let body = if is_unchanged { Body::empty() } else { Body::from(passed.body.clone()) };
                 let mut response = Response::new(body);
                 *response.status_mut() = passed.status;
@@ -298,7 +298,7 @@ impl Cache {
 
     fn stand_in(&self, read: &Read, found: &Found, why: Why, now: &Confirmed) -> Option<Response<Body>> {
         let entry = found.entry.as_deref().filter(|_| !self.is_refused(read))?;
-        match may_stand_in(read, entry, why, now) {
+        match self.may_stand_in(read, entry, why, now) {
             Ok(()) => Some(self.stale(read, entry, why, now)),
             Err(refused) => {
                 self.counters.refused.inc();
@@ -306,6 +306,37 @@ impl Cache {
                 None
             }
         }
+    }
+
+    /// The copy in place of what a read ended with.
+    pub(crate) fn stand_in_for(
+        &self,
+        read: &Read,
+        found: &Found,
+        result: &Result<Response<Body>, ProxyError>,
+    ) -> Option<Response<Body>> {
+        let why = match result {
+            Ok(response) => {
+                let status = response.status();
+                let names_wait = response.headers().contains_key(RETRY_AFTER);
+                Why::of_status(status, delivery::of_answer(status, names_wait))
+            }
+            Err(error) => Why::of_error(error),
+        };
+        self.stand_in(read, found, why, &self.now())
+    }
+
+    /// Whether a copy may stand in for a failure at this time.
+    pub(crate) fn may_stand_in(
+        &self,
+        read: &Read,
+        entry: &Entry,
+        why: Why,
+        now: &Confirmed,
+    ) -> Result<(), Refused> {
+        let since = entry.confirmed.since(now);
+        entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)?;
+        if self.is_proven(read) { Ok(()) } else { Err(Refused::Unproven) }
     }
 
     fn passed(&self, read: &Read, mut response: Response<Body>, said: Member<'_>) -> Response<Body> {
@@ -320,8 +351,7 @@ impl Cache {
 
     /// A copy as it is sent, but for `Age` and `Cache-Status`: whole, without its content, or as a 304.
     fn copy(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
-        let is_unchanged =
-            entry.status == StatusCode::OK && policy::is_unchanged(&read.headers, &entry.head, now.at);
+        let is_unchanged = entry.status == StatusCode::OK && read.is_unchanged(&entry.head, now.at);
         let body = if is_unchanged || read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
@@ -341,16 +371,9 @@ impl Cache {
     }
 }
 
-/// Whether a copy may stand in for a failure at this time.
-pub(crate) fn may_stand_in(read: &Read, entry: &Entry, why: Why, now: &Confirmed) -> Result<(), Refused> {
-    let since = entry.confirmed.since(now);
-    entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)
-}
-
 /// The answer, or a 304 when the caller's own copy is as good.
 fn unless_unchanged(read: &Read, response: Response<Body>, now: &Confirmed) -> Response<Body> {
-    if response.status() != StatusCode::OK || !policy::is_unchanged(&read.headers, response.headers(), now.at)
-    {
+    if response.status() != StatusCode::OK || !read.is_unchanged(response.headers(), now.at) {
         return response;
     }
     let mut response = response.map(|_| Body::empty());

@@ -124,6 +124,8 @@ pub(crate) enum Refused {
     TooOld,
     /// By this directive of the answer.
     Directive(&'static str),
+    /// The token's last success is too long ago, or not known.
+    Unproven,
 }
 
 // === impl Terms ===
@@ -324,6 +326,7 @@ impl Refused {
             Self::Incremental => "incremental",
             Self::TooOld => "too-old",
             Self::Directive(name) => name,
+            Self::Unproven => "unproven",
         }
     }
 }

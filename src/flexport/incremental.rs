@@ -20,7 +20,9 @@ pub fn is_incremental(query: Option<&str>) -> bool {
         query.split('&').any(|parameter| {
             let name = parameter.split('=').next().unwrap_or_default();
             // Nearly no name is encoded, so nearly nothing is decoded.
-            if name.contains('%') {
+            if !name.starts_with(['f', '%']) {
+                false
+            } else if name.contains('%') {
                 percent_decode_str(name).decode_utf8().is_ok_and(|name| is_range_of_instants(&name))
             } else {
                 is_range_of_instants(name)
