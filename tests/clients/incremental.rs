@@ -169,7 +169,7 @@ async fn an_incremental_sync_is_told_of_an_outage_and_misses_nothing() {
     let folder = TempDir::new().unwrap();
     let client = client(&seawall.url, folder.path());
 
-    client.run(5, false).end().await.is_done();
+    client.run(1000, false).end().await.is_done();
     let all = truth(url).await;
     assert_eq!(client.state()["shipments"], json!(all));
     assert_eq!(all.len(), 57);

