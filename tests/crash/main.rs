@@ -14,6 +14,7 @@ mod process;
 
 mod outage;
 mod random;
+mod store;
 mod unknown;
 
 use serde_json::Value;
