@@ -295,7 +295,7 @@ pub enum StoreCommand {
     /// Put a backup into the place of the queue, while Seawall is stopped.
     ///
     /// Nothing that was unsettled when the backup was made is sent before a person has decided, since it may have been
-    /// sent after that: what creates something becomes unknown, all else is held.
+    /// sent after that: what could take effect twice becomes unknown, all else is held.
     Restore {
         /// The backup.
         dir: PathBuf,

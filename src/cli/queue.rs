@@ -89,7 +89,11 @@ fn list(value: &Value) -> String {
         .map(|write| {
             vec![
                 text(&write["write_id"]),
-                text(&write["state"]),
+                if write["is_held"] == true {
+                    format!("{} (held)", text(&write["state"]))
+                } else {
+                    text(&write["state"])
+                },
                 text(&write["route"]),
                 text(&write["path"]),
                 text(&write["attempts"]),

@@ -296,3 +296,118 @@ fn name(tree: Tree) -> &'static str {
         Tree::Audit => "audit",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::journal::{self, Journal, With};
+    use super::super::record::{AnswerHead, tests::sample};
+    use super::*;
+    use crate::store::{Batch, MAX_CHUNK, MemStore, Store as _};
+
+    async fn stored(records: &[(Record, Vec<u8>)]) -> MemStore {
+        let store = MemStore::new();
+        for (record, body) in records {
+            let with = With { body: Some(body), ..With::default() };
+            store.commit(Journal::batch(record, &with)).await.unwrap();
+        }
+        store
+    }
+
+    fn pending(byte: u8, body: &[u8]) -> (Record, Vec<u8>) {
+        let mut record = sample();
+        record.write_id = WriteId::from_bytes([byte; 16]);
+        record.seq = u64::from(byte);
+        record.progress.state = State::Pending;
+        record.body = journal::blob(body);
+        record.answer = None;
+        record.audited = 0;
+        (record, body.to_vec())
+    }
+
+    fn found(store: &MemStore) -> Verification {
+        Verification::of(&mut |tree, visit| store.scan(tree, &[], None, visit)).unwrap()
+    }
+
+    fn told(store: &MemStore) -> Vec<String> {
+        found(store)
+            .problems
+            .into_iter()
+            .map(|problem| format!("{}: {}", problem.place, problem.what))
+            .collect()
+    }
+
+    fn chunk(byte: u8, number: u32) -> Vec<u8> {
+        [&[byte; 16][..], &number.to_be_bytes()].concat()
+    }
+
+    #[tokio::test]
+    async fn what_holds_together_is_sound_and_counted() {
+        let long = vec![7; 3 * MAX_CHUNK + 5];
+        let store = stored(&[pending(1, &long), pending(2, b"short"), pending(3, b"")]).await;
+        let found = found(&store);
+        assert!(found.is_sound(), "{:?}", found.problems);
+        assert_eq!(found.records["pending"], 3);
+        assert_eq!((found.values["rec"], found.values["body"]), (3, 5));
+        assert_eq!(found.unsettled(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_missing_cut_swapped_or_longer_is_named_with_its_ticket() {
+        let long = vec![7; 2 * MAX_CHUNK];
+        let id = WriteId::from_bytes([1; 16]).to_string();
+        for (change, what) in [
+            (vec![(chunk(1, 0), None), (chunk(1, 1), None)], "its bytes are missing"),
+            (vec![(chunk(1, 1), None)], "not those that its record names"),
+            (vec![(chunk(1, 0), None)], "chunk 0 before it is missing"),
+            (vec![(chunk(1, 1), Some(vec![8; MAX_CHUNK]))], "not those that its record names"),
+            (vec![(chunk(1, 2), Some(vec![7]))], "not those that its record names"),
+        ] {
+            let store = stored(&[pending(1, &long), pending(2, b"other")]).await;
+            let mut batch = Batch::new();
+            for (key, value) in change {
+                match value {
+                    Some(value) => batch.put(Tree::Body, key, value),
+                    None => batch.delete(Tree::Body, key),
+                };
+            }
+            store.commit(batch).await.unwrap();
+            let told = told(&store);
+            assert!(told.iter().any(|line| line.contains(what) && line.contains(&id)), "{what}: {told:?}");
+            assert!(told.iter().all(|line| !line.contains("0202")), "{told:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn records_that_cannot_be_read_or_stand_in_anothers_place_are_named() {
+        let store = stored(&[pending(1, b"a"), pending(2, b"b")]).await;
+        let mut batch = Batch::new();
+        let mut twin = pending(3, b"").0;
+        twin.seq = 1;
+        batch.put(Tree::Rec, [3; 16], twin.encode());
+        batch.put(Tree::Rec, [4; 16], pending(5, b"").0.encode());
+        batch.put(Tree::Rec, [6; 16], b"\x09{}".to_vec());
+        store.commit(batch).await.unwrap();
+        let told = told(&store).join("\n");
+        for what in ["same place in its order", "it is the record of", "record version 9"] {
+            assert!(told.contains(what), "{what}: {told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_credential_and_a_missing_answer_are_named_and_leftovers_are_only_counted() {
+        let mut passed = pending(1, b"a");
+        passed.0.credential = CredentialRef::Passed;
+        let mut done = pending(2, b"b");
+        done.0.progress.state = State::Done;
+        done.0.answer =
+            Some(AnswerHead { status: 200, fields: Vec::new(), body: Some(journal::blob(b"the answer")) });
+        let store = stored(&[passed, done]).await;
+        let mut batch = Batch::new();
+        batch.delete(Tree::Body, chunk(2, 0)).put(Tree::Body, chunk(9, 0), b"left".to_vec());
+        store.commit(batch).await.unwrap();
+        let found = found(&store);
+        let whats: Vec<&str> = found.problems.iter().map(|problem| problem.what.as_str()).collect();
+        assert_eq!(whats, ["its credential is missing", "its bytes are missing"], "{:?}", found.problems);
+        assert_eq!(found.orphans, 1);
+    }
+}

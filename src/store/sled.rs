@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
         Arc,
@@ -20,7 +21,7 @@ use super::{
     Rotation, Store, StoreError, Tree,
     backup::{self, Source},
     commit::{Commit, Committer, Job, Shared, Visit},
-    epoch::{Current, Epoch, Folder, INTERNAL, SEQUENCE, prefixed},
+    epoch::{Current, Epoch, Folder, INTERNAL, SEQUENCE, panic_text, prefixed},
     fs,
     recover::Ladder,
     schema,
@@ -334,7 +335,11 @@ impl Store for SledStore {
         let (answer, answered) = oneshot::channel();
         // A thread of its own: it reads everything there is, and may write to a slow place.
         let started = thread::Builder::new().name("store-backup".into()).spawn(move || {
-            let result = back_up(&shared, &jobs, &order);
+            // A panic must not make all later ones wait for this one.
+            let result =
+                catch_unwind(AssertUnwindSafe(|| back_up(&shared, &jobs, &order))).unwrap_or_else(|panic| {
+                    Err(BackupError::Database { path: shared.dir.to_path_buf(), reason: panic_text(&*panic) })
+                });
             let _ = jobs.send(Job::Unwatch);
             shared.is_backing_up.store(false, Relaxed);
             let _ = answer.send(result);
