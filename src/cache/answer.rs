@@ -30,6 +30,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Why a stale copy is served.
 #[derive(Clone, Copy, Debug)]
@@ -110,8 +111,9 @@ impl Cache {
     pub(crate) fn fresh(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
         self.counters.hit.inc();
         let age = entry.facts.age(entry.confirmed.since(now));
-        let mut response = self.copy(read, entry, now);
+        let mut response = self.copy(read, entry, "cache", now);
         let headers = response.headers_mut();
+        headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
         headers.insert(CACHE_STATUS, Member::hit().ttl(entry.facts.ttl(age)).to_value());
         response
@@ -124,9 +126,9 @@ impl Cache {
         let body = if read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
-        *response.headers_mut() = entry.head.clone();
+        *response.headers_mut() = entry.head_from("stale");
         let headers = response.headers_mut();
-        headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("stale"));
+        headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
         headers.remove(EXPIRES);
         headers.insert(
@@ -175,21 +177,18 @@ impl Cache {
                     .ttl(entry.facts.ttl(age))
                     .stored(is_kept)
                     .collapsed(is_collapsed);
-                let mut response = self.copy(read, &entry, &now);
+                let source = if is_confirmed { "cache" } else { "upstream" };
+                let mut response = self.copy(read, &entry, source, &now);
                 let headers = response.headers_mut();
                 headers.insert(CACHE_STATUS, said.to_value());
                 if is_confirmed {
                     self.counters.revalidated.inc();
-                    headers.insert(AGE, HeaderValue::from(age.as_secs()));
+                    headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
                 } else {
                     self.counters.miss.inc();
-                    headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("upstream"));
-                    headers.remove(SEAWALL_DATA_AS_OF);
-                    if entry.facts.came_with_age {
-                        headers.insert(AGE, HeaderValue::from(age.as_secs()));
-                    } else {
-                        headers.remove(AGE);
-                    }
+                }
+                if is_confirmed || entry.facts.came_with_age {
+                    headers.insert(AGE, HeaderValue::from(age.as_secs()));
                 }
                 Ok(response)
             }
@@ -243,13 +242,13 @@ impl Cache {
     /// whether that comes.
     pub(crate) fn flowing(&self, read: &Read, found: &Found, flowing: Flowing) -> Response<Body> {
         let Flowing { response, facts, came_at, is_kept } = flowing;
-        let now = self.now();
-        let age = facts.age(came_at.since(&now));
+        // It goes out as it comes: no time has passed.
+        let age = facts.age(Duration::ZERO);
         let said = Member::forwarded(found.forward)
             .forward_status(response.status())
             .ttl(facts.ttl(age))
             .stored(is_kept);
-        let mut response = unless_unchanged(read, response, &now);
+        let mut response = unless_unchanged(read, response, &came_at);
         let headers = response.headers_mut();
         if facts.came_with_age {
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
@@ -350,12 +349,12 @@ impl Cache {
     }
 
     /// A copy as it is sent, but for `Age` and `Cache-Status`: whole, without its content, or as a 304.
-    fn copy(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
+    fn copy(&self, read: &Read, entry: &Entry, source: &'static str, now: &Confirmed) -> Response<Body> {
         let is_unchanged = entry.status == StatusCode::OK && read.is_unchanged(&entry.head, now.at);
         let body = if is_unchanged || read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
-        *response.headers_mut() = entry.head.clone();
+        *response.headers_mut() = entry.head_from(source);
         if is_unchanged {
             shorten(&mut response);
         }
