@@ -13,7 +13,7 @@
 use super::Cache;
 use super::entry::{Confirmed, Entry};
 use super::flight::{Answer, Flowing, Outcome};
-use super::policy::{self, Refused};
+use super::policy::Refused;
 use super::service::{Found, Read};
 use crate::error::ProxyError;
 use crate::flexport::problem;
@@ -30,6 +30,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Why a stale copy is served.
 #[derive(Clone, Copy, Debug)]
@@ -110,8 +111,9 @@ impl Cache {
     pub(crate) fn fresh(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
         self.counters.hit.inc();
         let age = entry.facts.age(entry.confirmed.since(now));
-        let mut response = self.copy(read, entry, now);
+        let mut response = self.copy(read, entry, "cache", now);
         let headers = response.headers_mut();
+        headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
         headers.insert(CACHE_STATUS, Member::hit().ttl(entry.facts.ttl(age)).to_value());
         response
@@ -124,9 +126,9 @@ impl Cache {
         let body = if read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
-        *response.headers_mut() = entry.head.clone();
+        *response.headers_mut() = entry.head_from("stale");
         let headers = response.headers_mut();
-        headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("stale"));
+        headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
         headers.remove(EXPIRES);
         headers.insert(
@@ -175,21 +177,18 @@ impl Cache {
                     .ttl(entry.facts.ttl(age))
                     .stored(is_kept)
                     .collapsed(is_collapsed);
-                let mut response = self.copy(read, &entry, &now);
+                let source = if is_confirmed { "cache" } else { "upstream" };
+                let mut response = self.copy(read, &entry, source, &now);
                 let headers = response.headers_mut();
                 headers.insert(CACHE_STATUS, said.to_value());
                 if is_confirmed {
                     self.counters.revalidated.inc();
-                    headers.insert(AGE, HeaderValue::from(age.as_secs()));
+                    headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
                 } else {
                     self.counters.miss.inc();
-                    headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("upstream"));
-                    headers.remove(SEAWALL_DATA_AS_OF);
-                    if entry.facts.came_with_age {
-                        headers.insert(AGE, HeaderValue::from(age.as_secs()));
-                    } else {
-                        headers.remove(AGE);
-                    }
+                }
+                if is_confirmed || entry.facts.came_with_age {
+                    headers.insert(AGE, HeaderValue::from(age.as_secs()));
                 }
                 Ok(response)
             }
@@ -201,8 +200,8 @@ impl Cache {
                 {
                     return Ok(response);
                 }
-                let is_unchanged = passed.status == StatusCode::OK
-                    && policy::is_unchanged(&read.headers, &passed.headers, now.at);
+                let is_unchanged =
+                    passed.status == StatusCode::OK && read.is_unchanged(&passed.headers, now.at);
                 let body = if is_unchanged { Body::empty() } else { Body::from(passed.body.clone()) };
                 let mut response = Response::new(body);
                 *response.status_mut() = passed.status;
@@ -243,13 +242,13 @@ impl Cache {
     /// whether that comes.
     pub(crate) fn flowing(&self, read: &Read, found: &Found, flowing: Flowing) -> Response<Body> {
         let Flowing { response, facts, came_at, is_kept } = flowing;
-        let now = self.now();
-        let age = facts.age(came_at.since(&now));
+        // It goes out as it comes: no time has passed.
+        let age = facts.age(Duration::ZERO);
         let said = Member::forwarded(found.forward)
             .forward_status(response.status())
             .ttl(facts.ttl(age))
             .stored(is_kept);
-        let mut response = unless_unchanged(read, response, &now);
+        let mut response = unless_unchanged(read, response, &came_at);
         let headers = response.headers_mut();
         if facts.came_with_age {
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
@@ -298,7 +297,7 @@ impl Cache {
 
     fn stand_in(&self, read: &Read, found: &Found, why: Why, now: &Confirmed) -> Option<Response<Body>> {
         let entry = found.entry.as_deref().filter(|_| !self.is_refused(read))?;
-        match may_stand_in(read, entry, why, now) {
+        match self.may_stand_in(read, entry, why, now) {
             Ok(()) => Some(self.stale(read, entry, why, now)),
             Err(refused) => {
                 self.counters.refused.inc();
@@ -306,6 +305,37 @@ impl Cache {
                 None
             }
         }
+    }
+
+    /// The copy in place of what a read ended with.
+    pub(crate) fn stand_in_for(
+        &self,
+        read: &Read,
+        found: &Found,
+        result: &Result<Response<Body>, ProxyError>,
+    ) -> Option<Response<Body>> {
+        let why = match result {
+            Ok(response) => {
+                let status = response.status();
+                let names_wait = response.headers().contains_key(RETRY_AFTER);
+                Why::of_status(status, delivery::of_answer(status, names_wait))
+            }
+            Err(error) => Why::of_error(error),
+        };
+        self.stand_in(read, found, why, &self.now())
+    }
+
+    /// Whether a copy may stand in for a failure at this time.
+    pub(crate) fn may_stand_in(
+        &self,
+        read: &Read,
+        entry: &Entry,
+        why: Why,
+        now: &Confirmed,
+    ) -> Result<(), Refused> {
+        let since = entry.confirmed.since(now);
+        entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)?;
+        if self.is_proven(read) { Ok(()) } else { Err(Refused::Unproven) }
     }
 
     fn passed(&self, read: &Read, mut response: Response<Body>, said: Member<'_>) -> Response<Body> {
@@ -319,13 +349,12 @@ impl Cache {
     }
 
     /// A copy as it is sent, but for `Age` and `Cache-Status`: whole, without its content, or as a 304.
-    fn copy(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
-        let is_unchanged =
-            entry.status == StatusCode::OK && policy::is_unchanged(&read.headers, &entry.head, now.at);
+    fn copy(&self, read: &Read, entry: &Entry, source: &'static str, now: &Confirmed) -> Response<Body> {
+        let is_unchanged = entry.status == StatusCode::OK && read.is_unchanged(&entry.head, now.at);
         let body = if is_unchanged || read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
-        *response.headers_mut() = entry.head.clone();
+        *response.headers_mut() = entry.head_from(source);
         if is_unchanged {
             shorten(&mut response);
         }
@@ -341,16 +370,9 @@ impl Cache {
     }
 }
 
-/// Whether a copy may stand in for a failure at this time.
-pub(crate) fn may_stand_in(read: &Read, entry: &Entry, why: Why, now: &Confirmed) -> Result<(), Refused> {
-    let since = entry.confirmed.since(now);
-    entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)
-}
-
 /// The answer, or a 304 when the caller's own copy is as good.
 fn unless_unchanged(read: &Read, response: Response<Body>, now: &Confirmed) -> Response<Body> {
-    if response.status() != StatusCode::OK || !policy::is_unchanged(&read.headers, response.headers(), now.at)
-    {
+    if response.status() != StatusCode::OK || !read.is_unchanged(response.headers(), now.at) {
         return response;
     }
     let mut response = response.map(|_| Body::empty());

@@ -1,14 +1,16 @@
 //! One kept answer.
 //!
-//! Immutable, shared, and ready to be sent: its fields already hold ours (`Age`, `Cache-Status`, `Seawall-Source`,
-//! `Seawall-Data-As-Of`), so that a hit clones one map and replaces two values. What came from the origin under
-//! these names was taken out before.
+//! Immutable and shared. It holds the origin's fields; ours (`Age`, `Cache-Status`, `Seawall-Source`,
+//! `Seawall-Data-As-Of`) and the length are put into each answer that is made of it, since most copies are replaced
+//! before they are ever served.
 
 use super::invalidate::{Moment, Names};
 use super::policy::{self, Facts};
 use crate::clock;
+use crate::flexport::routes::RoutePolicy;
 use crate::http::date;
-use crate::http::headers::{self, CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_SOURCE};
+use crate::http::headers::{self, CACHE_STATUS, SEAWALL_SOURCE};
+use crate::ids::PartitionId;
 use bytes::Bytes;
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderValue, IF_MODIFIED_SINCE,
@@ -16,6 +18,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, StatusCode};
 use jiff::Timestamp;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -23,7 +26,7 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) status: StatusCode,
-    /// All fields, ours among them.
+    /// The origin's fields, without what each answer gets anew.
     pub(crate) head: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) facts: Facts,
@@ -35,9 +38,20 @@ pub(crate) struct Entry {
     pub(crate) began: Moment,
     /// The names by which it is invalidated.
     pub(crate) names: Names,
+    /// What it is a copy of.
+    pub(crate) about: Arc<About>,
     /// The request fields that `Vary` names, with the values that selected it.
     selecting: Vec<(HeaderName, Vec<HeaderValue>)>,
     weight: usize,
+}
+
+/// What a copy is of: for those who look for copies, and for the disk.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) partition: PartitionId,
+    /// Path and query.
+    pub(crate) path: Box<str>,
+    pub(crate) route: Arc<RoutePolicy>,
 }
 
 /// A moment, by both clocks: the wall's may jump, the monotonic one stands still in a suspended machine.
@@ -57,6 +71,15 @@ pub(crate) struct Asked<'a> {
 
 /// What a field takes in its map besides its own bytes.
 const FIELD: usize = 112;
+
+// === impl About ===
+
+impl About {
+    /// The tag by which it is invalidated.
+    pub(crate) fn tag(&self) -> &str {
+        self.route.cache.as_ref().map_or("", |policy| policy.tag.as_str())
+    }
+}
 
 // === impl Confirmed ===
 
@@ -98,9 +121,11 @@ impl Entry {
         asked_at: Instant,
         began: Moment,
         names: Names,
+        about: Arc<About>,
         asked: Asked<'_>,
     ) -> Self {
-        let mut head = headers::detached(head);
+        let mut head =
+            headers::detached(head, |name| matches!(*name, AGE | CONTENT_LENGTH) || *name == CACHE_STATUS);
         let selecting = policy::varying(&head)
             .into_iter()
             .map(|name| {
@@ -111,18 +136,10 @@ impl Entry {
         if !head.contains_key(DATE) {
             head.insert(DATE, date::http_date(confirmed.at));
         }
-        if status == StatusCode::NO_CONTENT {
-            head.remove(CONTENT_LENGTH);
-        } else {
-            head.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        }
-        head.insert(AGE, HeaderValue::from_static("0"));
-        head.insert(CACHE_STATUS, HeaderValue::from_static("seawall"));
-        head.insert(SEAWALL_SOURCE, HeaderValue::from_static("cache"));
-        head.insert(SEAWALL_DATA_AS_OF, date::as_of(confirmed.at));
         let weight = body.len()
+            + about.path.len()
             + head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
-        Self { status, head, body, facts, confirmed, asked_at, began, names, selecting, weight }
+        Self { status, head, body, facts, confirmed, asked_at, began, names, about, selecting, weight }
     }
 
     /// The same answer, confirmed by a 304 (RFC 9111 §3.2): the fields of the 304 replace those of the same name,
@@ -132,8 +149,6 @@ impl Entry {
         for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, SET_COOKIE] {
             fresh.remove(name);
         }
-        // Our own fields and `Age` were made anew for this copy; those of the 304 decide now.
-        head.remove(AGE);
         if !fresh.contains_key(DATE) {
             fresh.insert(DATE, date::http_date(now));
         }
@@ -171,6 +186,26 @@ impl Entry {
             (Some(ours), Some(theirs)) => !policy::is_same_tag(ours.as_bytes(), theirs.as_bytes()),
             _ => false,
         }
+    }
+
+    /// The request fields that `Vary` names, with the values that selected it.
+    pub(crate) fn selecting(&self) -> &[(HeaderName, Vec<HeaderValue>)] {
+        &self.selecting
+    }
+
+    /// The head of an answer that is made of it.
+    pub(crate) fn head_from(&self, source: &'static str) -> HeaderMap {
+        let mut head = self.head.clone();
+        if self.status != StatusCode::NO_CONTENT {
+            head.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+        }
+        head.insert(SEAWALL_SOURCE, HeaderValue::from_static(source));
+        head
+    }
+
+    /// When the upstream last confirmed it, as answers say it.
+    pub(crate) fn as_of(&self) -> HeaderValue {
+        date::as_of(self.confirmed.at)
     }
 
     /// The bytes it takes.

@@ -5,6 +5,7 @@
 //! was already answered has left for the peer, then resets (`SO_LINGER` 0) or closes. Over h2 a cut ends the whole
 //! connection, as it does over HTTP/1.1: it is the connection that breaks.
 
+use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -19,11 +20,15 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
 
 /// Between the last byte that was sent and a reset: a reset discards what the peer has not read yet.
 pub(super) const GRACE: Duration = Duration::from_millis(25);
 
 const BACKLOG: i32 = 1024;
+
+/// What a server says that speaks something else.
+const GARBAGE: &[u8] = b"\x00\x01\xfe\xffSSH-2.0-no http here\r\n\x7f\r\n\r\n";
 
 /// A listener that can be closed and opened again on the same port.
 #[derive(Debug)]
@@ -64,6 +69,8 @@ pub(super) struct Conn {
     ended: Notify,
     /// The control API was called by it; a refusal lets such calls finish.
     is_controlled: AtomicBool,
+    /// What is written next is replaced by [`GARBAGE`], and the connection ends.
+    is_garbled: AtomicBool,
 }
 
 /// A connection's socket, which obeys its [`Conn`].
@@ -71,12 +78,15 @@ pub(super) struct Conn {
 pub(super) struct Io {
     stream: TcpStream,
     conn: Arc<Conn>,
+    /// [`GARBAGE`] was written; whatever else is, is swallowed.
+    has_babbled: bool,
 }
 
-/// An answer's body: whole, or cut after its first part.
+/// An answer's body: whole, in drops, or cut after its first part.
 #[derive(Debug)]
 pub(super) enum Body {
     Whole(Option<Bytes>),
+    Drip { rest: Bytes, size: usize, every: Duration, next: Pin<Box<Sleep>> },
     Cut { first: Option<Bytes>, end: End, conn: Arc<Conn> },
 }
 
@@ -175,6 +185,12 @@ impl Conn {
         }
     }
 
+    /// The next answer is no HTTP, after which the connection ends.
+    pub(super) fn garble(&self) {
+        self.is_garbled.store(true, Ordering::Release);
+        self.arm(End::Close);
+    }
+
     pub(super) fn is_controlled(&self) -> bool {
         self.is_controlled.load(Ordering::Acquire)
     }
@@ -188,7 +204,19 @@ impl Conn {
 
 impl Io {
     pub(super) fn new(stream: TcpStream, conn: Arc<Conn>) -> Self {
-        Self { stream, conn }
+        Self { stream, conn, has_babbled: false }
+    }
+}
+
+impl Io {
+    /// Writes the garbage, once.
+    fn babble(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.has_babbled {
+            // That not all of it may fit does no harm: it is garbage.
+            ready!(Pin::new(&mut self.stream).poll_write(cx, GARBAGE))?;
+            self.has_babbled = true;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -213,6 +241,9 @@ impl AsyncRead for Io {
 
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.conn.is_garbled.load(Ordering::Acquire) {
+            return self.babble(cx).map_ok(|()| bytes.len());
+        }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -221,6 +252,10 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.conn.is_garbled.load(Ordering::Acquire) {
+            let length = slices.iter().map(|slice| slice.len()).sum();
+            return self.babble(cx).map_ok(|()| length);
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
@@ -245,16 +280,30 @@ impl AsyncWrite for Io {
 
 // === impl Body ===
 
+impl Body {
+    /// A body that comes in drops of a size, the first at once.
+    pub(super) fn drip(rest: Bytes, size: usize, every: Duration) -> Self {
+        Self::Drip { rest, size, every, next: Box::pin(tokio::time::sleep(Duration::ZERO)) }
+    }
+}
+
 impl http_body::Body for Body {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match &mut *self {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Drip { rest, .. } if rest.is_empty() => Poll::Ready(None),
+            Self::Drip { rest, size, every, next } => {
+                ready!(next.as_mut().poll(cx));
+                next.as_mut().reset(Instant::now() + *every);
+                let drop = rest.split_to((*size).min(rest.len()));
+                Poll::Ready(Some(Ok(Frame::data(drop))))
+            }
             Self::Cut { first, end, conn } => {
                 if let Some(bytes) = first.take() {
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -273,6 +322,7 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Drip { rest, .. } => SizeHint::with_exact(rest.len() as u64),
             Self::Cut { .. } => SizeHint::default(),
         }
     }

@@ -56,6 +56,7 @@ pub(super) enum Answered {
     Reset,
     Hang,
     Truncated,
+    Garbage,
 }
 
 // === impl Journal ===
@@ -150,6 +151,7 @@ impl Answered {
             Self::Reset => json!("reset"),
             Self::Hang => json!("hang"),
             Self::Truncated => json!("truncate"),
+            Self::Garbage => json!("garbage"),
         }
     }
 }

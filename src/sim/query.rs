@@ -56,6 +56,18 @@ pub(super) struct Needle {
     instant: Option<Timestamp>,
 }
 
+/// What an object is ordered by, read once.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SortKey<'a> {
+    Nothing,
+    Bool(bool),
+    Number(f64),
+    Text(&'a str),
+    Instant(Timestamp),
+    /// A list or an object, which has no order.
+    Other,
+}
+
 // === impl Query ===
 
 impl Query {
@@ -119,10 +131,25 @@ impl Query {
         Ok(())
     }
 
+    /// The paths that the caller wants expanded.
+    pub(super) fn expand(raw: Option<&str>) -> Vec<String> {
+        let pairs = raw.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+        let lists = pairs.filter(|(name, _)| *name == "expand").map(|(_, value)| decode(value));
+        lists
+            .flat_map(|list| list.split(',').map(|path| path.trim().to_owned()).collect::<Vec<_>>())
+            .filter(|path| !path.is_empty())
+            .collect()
+    }
+
     /// The path and query of another page of the same list.
     pub(super) fn page_link(&self, path: &str, page: u64) -> String {
         let separator = if self.kept.is_empty() { "" } else { "&" };
         format!("{path}?{}{separator}page={page}&per={}", self.kept, self.per)
+    }
+
+    /// What the pages of one list have in common.
+    pub(super) fn selection(&self) -> &str {
+        &self.kept
     }
 
     /// The index of the page's first object.
@@ -177,21 +204,31 @@ impl Needle {
     }
 }
 
-/// Orders two values of one field: instants by time, nothing after everything.
-pub(super) fn compare(a: &Value, b: &Value) -> Ordering {
-    match (a, b) {
-        (Value::Null, Value::Null) => Ordering::Equal,
-        (Value::Null, _) => Ordering::Greater,
-        (_, Value::Null) => Ordering::Less,
-        (Value::String(a), Value::String(b)) => match (instant(a), instant(b)) {
-            (Some(a), Some(b)) => a.cmp(&b),
-            _ => a.cmp(b),
-        },
-        (Value::Number(a), Value::Number(b)) => {
-            a.as_f64().partial_cmp(&b.as_f64()).unwrap_or(Ordering::Equal)
+// === impl SortKey ===
+
+impl<'a> SortKey<'a> {
+    pub(super) fn of(value: &'a Value) -> Self {
+        match value {
+            Value::Null => Self::Nothing,
+            Value::Bool(is) => Self::Bool(*is),
+            Value::Number(number) => Self::Number(number.as_f64().unwrap_or_default()),
+            Value::String(text) => instant(text).map_or(Self::Text(text), Self::Instant),
+            _ => Self::Other,
         }
-        (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
-        _ => Ordering::Equal,
+    }
+
+    /// Orders two values of one field: instants by time, nothing after everything.
+    pub(super) fn compare(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Self::Nothing, Self::Nothing) => Ordering::Equal,
+            (Self::Nothing, _) => Ordering::Greater,
+            (_, Self::Nothing) => Ordering::Less,
+            (Self::Bool(a), Self::Bool(b)) => a.cmp(b),
+            (Self::Number(a), Self::Number(b)) => a.total_cmp(b),
+            (Self::Text(a), Self::Text(b)) => a.cmp(b),
+            (Self::Instant(a), Self::Instant(b)) => a.cmp(b),
+            _ => Ordering::Equal,
+        }
     }
 }
 

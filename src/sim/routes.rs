@@ -3,16 +3,20 @@
 //! `answer` is synchronous and changes the world at most once, so that a request is carried out wholly or not at
 //! all, whatever becomes of its connection.
 
+use std::sync::Mutex;
+
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_DISPOSITION, LOCATION};
+use http::header::{CONTENT_DISPOSITION, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
+use super::oauth::Oauth;
 use super::query::Query;
-use super::tokens::{Standing, Tokens};
-use super::world::{Kind, Refusal, World};
+use super::shared::lock;
+use super::tokens::{Standing, Tokens, bearer};
+use super::world::{Item, Kind, Refusal, World};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -59,25 +63,13 @@ impl Answer {
 
     /// The envelope around an error.
     pub(super) fn error(link_base: &str, uri: &Uri, version: &Value, refusal: &Refusal) -> Self {
-        let error = json!({
-            "_object": "/api/error",
-            "status": refusal.status,
-            "code": refusal.code,
-            "message": refusal.message,
-        });
-        let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut body = head(link_base, uri, version, 256);
-        body.extend_from_slice(br#","data":null,"error":"#);
-        body.extend_from_slice(error.to_string().as_bytes());
-        body.push(b'}');
-        Self::json(status, body)
+        error(link_base, uri, version, (refusal.status, refusal.code, &refusal.message))
     }
 
     /// What an unknown path gets: a redirect to the site.
-    fn redirect(link_base: &str) -> Self {
-        let target = format!("{link_base}/");
+    pub(super) fn redirect(target: &str) -> Self {
         let body = format!("<html><body>You are being <a href=\"{target}\">redirected</a>.</body></html>");
-        let location = HeaderValue::from_str(&target).ok().map(|value| (LOCATION, value));
+        let location = HeaderValue::from_str(target).ok().map(|value| (LOCATION, value));
         Self {
             status: StatusCode::FOUND,
             content_type: Some(HeaderValue::from_static("text/html; charset=utf-8")),
@@ -87,7 +79,7 @@ impl Answer {
         }
     }
 
-    fn bad_token() -> Self {
+    pub(super) fn bad_token() -> Self {
         let body = r#"{"errors":[{"code":"bad_token","message":"Bad Token"}]}"#;
         Self::json(StatusCode::UNAUTHORIZED, body)
     }
@@ -149,17 +141,26 @@ pub(super) trait Access {
     fn write<T>(&self, with: impl FnOnce(&mut World) -> T) -> T;
 }
 
+/// Who decides whether a request is let in.
+#[derive(Clone, Copy)]
+pub(super) struct Gatekeeper<'a> {
+    pub(super) tokens: &'a Tokens,
+    pub(super) oauth: &'a Mutex<Oauth>,
+    /// Tokens that a client may ask for in a day.
+    pub(super) budget: Option<u32>,
+    pub(super) link_base: &'a str,
+}
+
 /// Carries out a request.
 pub(super) fn answer(
     world: &impl Access,
-    tokens: &Tokens,
+    gatekeeper: &Gatekeeper<'_>,
     now: Timestamp,
     (method, uri, headers, body): (&Method, &Uri, &HeaderMap, &Bytes),
 ) -> Answer {
-    let link_base = world.read(|world| world.links.clone());
-    let link_base = link_base.base();
+    let link_base = gatekeeper.link_base;
     let Some(route) = Route::of(method, uri.path()) else {
-        return Answer::redirect(link_base);
+        return Answer::redirect(&format!("{link_base}/"));
     };
     if route == Route::Root {
         return Answer {
@@ -175,9 +176,11 @@ pub(super) fn answer(
         Err(refusal) => return Answer::error(link_base, uri, &json!(2), &refusal),
     };
     if route != Route::Token {
-        match tokens.standing(headers.get(AUTHORIZATION), uri.path()) {
-            Standing::Good => {}
-            Standing::Bad => return Answer::bad_token(),
+        let token = bearer(headers);
+        let is_expired = token.is_some_and(|token| lock(gatekeeper.oauth).is_expired(token, now));
+        match gatekeeper.tokens.standing(token, uri.path()) {
+            Standing::Good if !is_expired => {}
+            Standing::Good | Standing::Bad => return Answer::bad_token(),
             Standing::Forbidden => {
                 let message = "this token has no access to this resource".to_owned();
                 let refusal = Refusal { status: 403, code: "forbidden", message };
@@ -185,7 +188,14 @@ pub(super) fn answer(
             }
         }
     }
-    let outcome = if route.is_write() {
+    let outcome = if route == Route::Token {
+        parsed(body).map(|body| {
+            let reply = lock(gatekeeper.oauth).issue(&body, gatekeeper.tokens, gatekeeper.budget, now);
+            let mut answer = Answer::json(reply.status, reply.body.to_string());
+            answer.applied = (reply.status == StatusCode::OK).then_some(Applied { id: Value::Null });
+            answer
+        })
+    } else if route.is_write() {
         write(world, &route, uri, &version, body, now)
     } else {
         world.read(|world| read(world, &route, uri, &version))
@@ -198,11 +208,11 @@ fn read(world: &World, route: &Route, uri: &Uri, version: &Value) -> Result<Answ
         Route::List(kind) => list(world, *kind, uri, version),
         Route::Item(kind, id) => {
             let item = world.get(*kind, id).ok_or_else(|| missing(id))?;
-            Ok(enveloped(world, uri, version, item.json()))
+            Ok(enveloped(world, uri, version, &expanded(world, item, &Query::expand(uri.query()))?))
         }
         Route::MyCompany => {
             let own = world.all(Kind::Company).first().ok_or_else(|| missing("me"))?;
-            Ok(enveloped(world, uri, version, own.json()))
+            Ok(enveloped(world, uri, version, &expanded(world, own, &Query::expand(uri.query()))?))
         }
         Route::Download(id) => {
             let file = world.file(id).ok_or_else(|| missing(id))?;
@@ -233,7 +243,10 @@ fn list(world: &World, kind: Kind, uri: &Uri, version: &Value) -> Result<Answer,
     let has_next = query.offset() + (page.items.len() as u64) < page.total && !page.items.is_empty();
     let next = if has_next { link(query.page + 1) } else { null() };
     let prev = if query.page > 1 { link(query.page - 1) } else { null() };
-    let size: usize = page.items.iter().map(|item| item.json().len() + 1).sum();
+    let expand = Query::expand(uri.query());
+    let rows = page.items.iter().map(|item| expanded(world, item, &expand));
+    let rows = rows.collect::<Result<Vec<Bytes>, Refusal>>()?;
+    let size: usize = rows.iter().map(|row| row.len() + 1).sum();
     let mut body = head(base, uri, version, size + prev.len() + next.len() + 128);
     body.extend_from_slice(br#","data":{"_object":"/api/collections/paginated","prev":"#);
     body.extend_from_slice(prev.as_bytes());
@@ -242,11 +255,11 @@ fn list(world: &World, kind: Kind, uri: &Uri, version: &Value) -> Result<Answer,
     body.extend_from_slice(br#","total_count":"#);
     body.extend_from_slice(page.total.to_string().as_bytes());
     body.extend_from_slice(br#","data":["#);
-    for (index, item) in page.items.iter().enumerate() {
+    for (index, row) in rows.iter().enumerate() {
         if index > 0 {
             body.push(b',');
         }
-        body.extend_from_slice(item.json());
+        body.extend_from_slice(row);
     }
     body.extend_from_slice(br#"]},"error":null}"#);
     Ok(Answer::json(StatusCode::OK, body))
@@ -260,15 +273,9 @@ fn write(
     body: &Bytes,
     now: Timestamp,
 ) -> Result<Answer, Refusal> {
-    let body: Value = serde_json::from_slice(body)
-        .map_err(|error| Refusal::bad(format!("the body must be a JSON object: {error}")))?;
-    if !body.is_object() {
-        return Err(Refusal::bad("the body must be a JSON object"));
-    }
-    match route {
-        Route::Token => return Ok(token(&body, now)),
-        Route::Carbon => return world.read(|world| carbon(world, uri, version, &body)),
-        _ => {}
+    let body = parsed(body)?;
+    if *route == Route::Carbon {
+        return world.read(|world| carbon(world, uri, version, &body));
     }
     world.write(|world| {
         let item = match route {
@@ -301,27 +308,39 @@ fn carbon(world: &World, uri: &Uri, version: &Value, body: &Value) -> Result<Ans
     Ok(answer)
 }
 
-/// The token endpoint answers without the envelope.
-fn token(body: &Value, now: Timestamp) -> Answer {
-    for field in ["client_id", "client_secret", "audience", "grant_type"] {
-        if body[field].as_str().is_none_or(str::is_empty) {
-            let error =
-                json!({"error": "invalid_request", "error_description": format!("{field} is missing")});
-            return Answer::json(StatusCode::BAD_REQUEST, error.to_string());
-        }
+/// An object's bytes, with what the caller wants expanded.
+fn expanded(world: &World, item: &Item, expand: &[String]) -> Result<Bytes, Refusal> {
+    if expand.is_empty() {
+        return Ok(item.json().clone());
     }
-    if body["grant_type"] != "client_credentials" {
-        let error = json!({"error": "unsupported_grant_type", "error_description": "grant_type must be client_credentials"});
-        return Answer::json(StatusCode::BAD_REQUEST, error.to_string());
+    // An event is kept as bytes, of which the value is but a part.
+    let mut value: Value = serde_json::from_slice(item.json()).unwrap_or_default();
+    for path in expand {
+        world.expand(&mut value, path).map_err(Refusal::bad)?;
     }
-    let token = json!({
-        "access_token": format!("sim-{}-{}", body["client_id"].as_str().unwrap_or_default(), now.as_nanosecond()),
-        "expires_in": 86400,
-        "token_type": "Bearer",
-    });
-    let mut answer = Answer::json(StatusCode::OK, token.to_string());
-    answer.applied = Some(Applied { id: Value::Null });
-    answer
+    Ok(value.to_string().into())
+}
+
+fn parsed(body: &Bytes) -> Result<Value, Refusal> {
+    let body: Value = serde_json::from_slice(body)
+        .map_err(|error| Refusal::bad(format!("the body must be a JSON object: {error}")))?;
+    if body.is_object() { Ok(body) } else { Err(Refusal::bad("the body must be a JSON object")) }
+}
+
+/// The envelope around an error: status, code, message.
+pub(super) fn error(
+    link_base: &str,
+    uri: &Uri,
+    version: &Value,
+    (status, code, message): (u16, &str, &str),
+) -> Answer {
+    let error = json!({"_object": "/api/error", "status": status, "code": code, "message": message});
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut body = head(link_base, uri, version, 256);
+    body.extend_from_slice(br#","data":null,"error":"#);
+    body.extend_from_slice(error.to_string().as_bytes());
+    body.push(b'}');
+    Answer::json(status, body)
 }
 
 fn enveloped(world: &World, uri: &Uri, version: &Value, data: &[u8]) -> Answer {

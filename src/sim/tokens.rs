@@ -1,16 +1,22 @@
-//! Pure. Which bearer tokens are good, and where.
+//! Pure. Which bearer tokens are good, where, and for which account.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use http::HeaderValue;
+use http::{HeaderMap, header::AUTHORIZATION};
 use serde_json::{Value, json};
 
-/// What is set about tokens; every token that is not named is good everywhere.
+const FIELDS: &str = "bad, expired, forbidden, accounts, clients";
+
+/// What is set about tokens; every token that is not named is good everywhere, for the first account.
 #[derive(Default)]
 pub(super) struct Tokens {
     bad: BTreeSet<String>,
     expired: BTreeSet<String>,
     forbidden: BTreeMap<String, Vec<String>>,
+    /// By token, or by the client that it was issued to.
+    accounts: BTreeMap<String, String>,
+    /// Secrets by client; empty is any.
+    clients: BTreeMap<String, String>,
 }
 
 /// What a caller's token is worth for a path.
@@ -25,10 +31,11 @@ pub(super) enum Standing {
 // === impl Tokens ===
 
 impl Tokens {
-    /// Reads `{"bad":[…],"expired":[…],"forbidden":{"<token>":["/bookings"]}}`. The error names the field.
+    /// Reads `{"bad":[…],"expired":[…],"forbidden":{"<token>":["/bookings"]},"accounts":{"<token>":"<name>"},
+    /// "clients":{"<id>":"<secret>"}}`. The error names the field.
     pub(super) fn parse(spec: &Value) -> Result<Self, String> {
         let Value::Object(fields) = spec else {
-            return Err("tokens: must be an object with bad, expired, forbidden".to_owned());
+            return Err(format!("tokens: must be an object with one or more of {FIELDS}"));
         };
         let mut tokens = Self::default();
         for (field, value) in fields {
@@ -44,7 +51,9 @@ impl Tokens {
                         tokens.forbidden.insert(token.clone(), paths);
                     }
                 }
-                _ => return Err(format!("tokens.{field}: unknown field; known: bad, expired, forbidden")),
+                "accounts" => tokens.accounts = map("tokens.accounts", "tokens to names of accounts", value)?,
+                "clients" => tokens.clients = map("tokens.clients", "client ids to secrets", value)?,
+                _ => return Err(format!("tokens.{field}: unknown field; known: {FIELDS}")),
             }
         }
         Ok(tokens)
@@ -52,16 +61,33 @@ impl Tokens {
 
     /// How many tokens are named; never the tokens themselves.
     pub(super) fn describe(&self) -> Value {
-        json!({"bad": self.bad.len(), "expired": self.expired.len(), "forbidden": self.forbidden.len()})
+        json!({
+            "bad": self.bad.len(),
+            "expired": self.expired.len(),
+            "forbidden": self.forbidden.len(),
+            "accounts": self.accounts.len(),
+            "clients": self.clients.len(),
+        })
     }
 
-    pub(super) fn standing(&self, authorization: Option<&HeaderValue>, path: &str) -> Standing {
-        let token = authorization
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim());
-        let Some(token) = token.filter(|token| !token.is_empty()) else {
+    /// The names of the accounts beside the first.
+    pub(super) fn accounts(&self) -> BTreeSet<&str> {
+        self.accounts.values().map(String::as_str).collect()
+    }
+
+    /// The account that a token, or the client that it was issued to, belongs to; none is the first.
+    pub(super) fn account(&self, token: &str, client: Option<&str>) -> Option<&str> {
+        let by = |key: &str| self.accounts.get(key).map(String::as_str);
+        by(token).or_else(|| client.and_then(by))
+    }
+
+    /// Whether a client may ask for tokens.
+    pub(super) fn is_client(&self, id: &str, secret: &str) -> bool {
+        self.clients.is_empty() || self.clients.get(id).is_some_and(|known| known == secret)
+    }
+
+    pub(super) fn standing(&self, token: Option<&str>, path: &str) -> Standing {
+        let Some(token) = token else {
             return Standing::Bad;
         };
         if self.bad.contains(token) || self.expired.contains(token) {
@@ -78,9 +104,23 @@ impl Tokens {
     }
 }
 
+/// The bearer token of a request.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    Some(token.trim()).filter(|token| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
+}
+
 fn texts(at: &str, value: &Value) -> Result<Vec<String>, String> {
     let list = value.as_array().and_then(|list| {
         list.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
     });
     list.ok_or_else(|| format!("{at}: must be a list of strings"))
+}
+
+fn map(at: &str, what: &str, value: &Value) -> Result<BTreeMap<String, String>, String> {
+    let map = value.as_object().and_then(|map| {
+        let pairs = map.iter().map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
+        pairs.collect::<Option<BTreeMap<_, _>>>()
+    });
+    map.ok_or_else(|| format!("{at}: must map {what}"))
 }
