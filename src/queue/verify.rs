@@ -11,7 +11,7 @@ use crate::store::inspect::Problem;
 use crate::store::{Found, ROLLED_BACK, StoreError, Tree};
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 
 /// Visits all values of a tree in the order of their keys.
@@ -159,10 +159,10 @@ impl Verification {
             .filter(|(_, one)| tree != Tree::Body || one.needs_body)
             .filter_map(|(id, one)| Some((*id, wanted(one)?)))
             .collect();
-        let mut tokens: HashMap<WriteId, ()> = expected
+        let mut tokens: HashSet<WriteId> = expected
             .iter()
             .filter(|(_, one)| tree == Tree::Body && one.needs_token)
-            .map(|(id, _)| (*id, ()))
+            .map(|(id, _)| *id)
             .collect();
         let mut chunks: Option<Chunks> = None;
         let finish = |this: &mut Self, chunks: Option<Chunks>, missing: &mut HashMap<WriteId, Blob>| {
@@ -214,7 +214,7 @@ impl Verification {
         for id in missing.into_keys() {
             self.wrong(tree, id.as_bytes(), "its bytes are missing");
         }
-        for id in tokens.into_keys() {
+        for id in tokens {
             self.wrong(tree, id.as_bytes(), "its credential is missing");
         }
         Ok(())

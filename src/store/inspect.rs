@@ -138,7 +138,7 @@ impl Inspection {
                             ),
                         ),
                         (_, None) => {
-                            wrong(&path, "the number of its last commit cannot be unsealed".to_owned())
+                            wrong(&path, "the number of its last commit cannot be unsealed".to_owned());
                         }
                         _ => {}
                     }

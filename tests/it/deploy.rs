@@ -229,7 +229,7 @@ fn the_unit_says_what_seawall_does() {
     assert!(value("ExecReload").contains("-HUP"));
     // `data_dir = ""` is $STATE_DIRECTORY, which this sets.
     assert_eq!(value("StateDirectory"), "seawall");
-    let home = one(r#"(?m)^u seawall .* (/var/lib/\S+)"#, &read("systemd/sysusers.conf"));
+    let home = one(r"(?m)^u seawall .* (/var/lib/\S+)", &read("systemd/sysusers.conf"));
     assert_eq!(home, "/var/lib/seawall");
     let state = LoadArgs::new(None, Vec::new(), [("STATE_DIRECTORY".to_owned(), home.clone())]);
     let dir = tempfile::tempdir().unwrap();
