@@ -52,13 +52,20 @@ async fn back_up(server: &Server, setup: &Setup, to: &Path, more: &[&'static str
         .await
 }
 
-/// Two changes of shipments and a booking, all queued while the upstream refuses.
-async fn queue_three(
-    simulator: &seawall::sim::Simulator,
-    server: &Server,
-) -> (String, String, String, Vec<String>) {
+/// Nothing goes out any more: what comes is queued, and provably not sent.
+async fn shut(server: &Server) {
+    let switch = json!({"mode": "forced_open", "reason": "a test"});
+    assert_eq!(server.admin(Method::PUT, "/api/v1/breakers/all/override", Some(switch)).await.status, 200);
+}
+
+async fn open(server: &Server) {
+    assert_eq!(server.admin(Method::DELETE, "/api/v1/breakers/all/override", None).await.status, 200);
+}
+
+/// Two changes of a shipment and a booking, all queued while nothing goes out.
+async fn queue_three(server: &Server) -> (String, String, String, Vec<String>) {
     let ids = shipments(server).await;
-    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    shut(server).await;
     let path = |index: usize| format!("/shipments/{}", ids[index]);
     let first = server.send(Method::PATCH, &path(0), &[], &patch("first")).await.ticket();
     let second = server.send(Method::PATCH, &path(0), &[], &patch("second")).await.ticket();
@@ -71,14 +78,14 @@ async fn after_a_restore_nothing_is_sent_before_a_person_has_decided() {
     let simulator = simulator().await;
     let setup = Setup::new(&simulator.url(), &[]);
     let server = setup.start().await;
-    let (first, second, booked, ids) = queue_three(&simulator, &server).await;
+    let (first, second, booked, ids) = queue_three(&server).await;
     let backup = setup.dir.path().join("backups/one");
     let made = back_up(&server, &setup, &backup, &[]).await;
     assert!(made.stderr.contains("NOT in this backup"), "{made:?}");
     done(made);
     assert!(!backup.join("secret").exists());
     // After the backup all of it is sent.
-    simulator.clear_faults();
+    open(&server).await;
     for id in [&first, &second, &booked] {
         assert_eventually!(server.state(id).await == "done");
     }
@@ -165,7 +172,7 @@ async fn a_kill_in_the_middle_of_a_backup_leaves_a_whole_one_or_none_and_a_sound
     let setup = Setup::new(&simulator.url(), &["telemetry.log=warn,seawall::app=info"]);
     let mut server = setup.start().await;
     let ids = shipments(&server).await;
-    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    shut(&server).await;
     let long = patch(&"x".repeat(200_000));
     for index in 0..60 {
         let path = format!("/shipments/{}", ids[index % ids.len()]);
@@ -228,7 +235,7 @@ async fn without_a_running_seawall_it_changes_nothing_and_finds_what_is_damaged(
     let simulator = simulator().await;
     let setup = Setup::new(&simulator.url(), &[]);
     let server = setup.start().await;
-    let (_, _, booked, _) = queue_three(&simulator, &server).await;
+    let (_, _, booked, _) = queue_three(&server).await;
     server.stop().await;
     let inner = setup.clone();
     beside(move || {
