@@ -9,7 +9,7 @@
 
 use crate::admin::{self, Admin};
 use crate::breaker::Breakers;
-use crate::cache::Cache;
+use crate::cache::{Cache, DiskOptions, Tier};
 use crate::clock::Clock;
 use crate::config::raw::Profile;
 use crate::config::{Diagnostics, Live, ReloadReport, Snapshot, Trigger};
@@ -23,7 +23,7 @@ use crate::limit::LimitLayer;
 use crate::queue::{self, Queue};
 use crate::server::{Drain, Limits, Listener, LocalLayer, bind};
 use crate::stack;
-use crate::store::{DataLock, Given, Keys, Options, SledStore, Store, watermark};
+use crate::store::{DataLock, Given, Keys, Options, RealIo, SledStore, Store, watermark};
 use crate::task::Tasks;
 use crate::telemetry::{ListenerLabels, Metrics, ResultLabels};
 use crate::upstream::{self, Attempt, Client};
@@ -158,6 +158,7 @@ impl App {
             tasks.clone(),
             late_queue.clone(),
             Arc::new(Health(breakers.clone())) as Arc<dyn GroupHealth>,
+            open_tier(&snapshot, &keys, &data_dir).await?,
         );
 
         let opened = if is_strict || !settings.queue.enabled {
@@ -399,6 +400,29 @@ fn listen(address: SocketAddr, key: &str) -> Result<tokio::net::TcpListener, Sta
     })
 }
 
+/// What the queue must have free on its volume.
+fn min_free(snapshot: &Snapshot, dir: &Path) -> u64 {
+    let configured = snapshot.settings.store.min_free.0;
+    if configured == 0 { watermark(dir) } else { configured }
+}
+
+/// The cache's second tier. What is wrong with it is its own business: the start goes on.
+async fn open_tier(snapshot: &Snapshot, keys: &Arc<Keys>, dir: &Path) -> Result<Option<Tier>, StartError> {
+    let settings = &snapshot.settings;
+    if settings.profile == Profile::Strict || !settings.cache.disk {
+        return Ok(None);
+    }
+    let options = DiskOptions {
+        dir: dir.join("cache"),
+        max: settings.cache.disk_max.0,
+        reserve: min_free(snapshot, dir),
+        keys: keys.clone(),
+        io: Arc::new(RealIo),
+    };
+    let opened = tokio::task::spawn_blocking(move || Tier::open(options)).await;
+    opened.map(Some).map_err(|error| StartError::Failed(error.to_string()))
+}
+
 /// Opens the store; a folder that cannot be read is set aside and never keeps Seawall from starting.
 async fn open_store(
     snapshot: &Snapshot,
@@ -407,7 +431,7 @@ async fn open_store(
 ) -> Result<(Arc<dyn Store>, bool), StartError> {
     let path: PathBuf = dir.join("queue");
     let store = &snapshot.settings.store;
-    let min_free_bytes = if store.min_free.0 == 0 { watermark(dir) } else { store.min_free.0 };
+    let min_free_bytes = min_free(snapshot, dir);
     let options =
         Options { min_free_bytes, lock_wait: *store.lock_wait, ..Options::new(Clock::system().now().into()) };
     let keys = keys.clone();

@@ -363,6 +363,8 @@ fn wrong_usage_ends_with_2_and_says_so_on_standard_error() {
         &["queue", "resolve", "x", "--as", "perhaps", "--reason", "y"],
         &["queue", "resolve", "x", "--as", "drop", "--result-id", "7", "--reason", "y"],
         &["queue", "list", "--limit", "many"],
+        &["cache", "purge"],
+        &["cache", "purge", "--all", "--tag", "bookings"],
         &["--output", "xml", "status"],
     ] {
         seawall(words, &[]).complains(2, &[]);
@@ -538,6 +540,39 @@ async fn breakers_by_the_command_line() {
     operate(&server, &unknown).complains(1, &["404", "shipment:read", "shipments:read"]);
     let bad = ["breaker", "force-open", "global", "--reason", "x", "--ttl", "soon"];
     operate(&server, &bad).complains(1, &["400", "ttl"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cache_by_the_command_line() {
+    let simulator = simulator().await;
+    let server = Setup::new(&simulator.url(), &[]).start().await;
+    for path in ["/shipments", "/shipments?page=2", "/bookings"] {
+        assert_eq!(server.get(path).await.status, 200);
+    }
+    assert_eventually!({
+        let stats: Value =
+            serde_json::from_str(&done(operate(&server, &["cache", "stats", "--output", "json"]))).unwrap();
+        stats["disk"]["entries"] == 3
+    });
+    let stats = done(operate(&server, &["cache", "stats"]));
+    assert!(stats.starts_with("WHAT") && stats.contains("disk.state"), "{stats}");
+    let table = done(operate(&server, &["cache", "list", "--limit", "2"]));
+    assert!(table.starts_with("KEY") && table.contains("memory and disk"), "{table}");
+    let next = table.split("--after ").nth(1).expect("there is more").trim();
+    let rest = done(operate(&server, &["cache", "list", "--after", next]));
+    assert_eq!(rest.lines().count(), 2, "{rest}");
+    operate(&server, &["cache", "list", "--after", "x"]).complains(1, &["400", "after"]);
+
+    let shipments = ["cache", "purge", "--path", "/shipments", "--hard", "--yes"];
+    let shown = done(operate(&server, &[&shipments[..], &["--dry-run"]].concat()));
+    assert_eq!(shown.trim(), "2 in memory, 2 on disk would be purged");
+    let shown = done(operate(&server, &["cache", "purge", "--tag", "bookings", "--reason", "x"]));
+    assert_eq!(shown.trim(), "1 in memory, 1 on disk marked out of date");
+    assert_eq!(done(operate(&server, &shipments)).trim(), "2 in memory, 2 on disk deleted");
+    assert_eq!(done(operate(&server, &shipments)).trim(), "0 in memory, 0 on disk deleted");
+    operate(&server, &["cache", "purge", "--partition", "me"]).complains(1, &["400", "partition"]);
+    assert!(server.log().contains("cache purged"), "{}", server.log());
     server.stop().await;
 }
 
@@ -720,11 +755,18 @@ async fn no_secret_is_ever_logged_nor_on_the_disk_in_clear() {
         .collect();
     assert_eq!(told, Vec::<&str>::new());
     let queue = setup.data().join("queue");
+    let cache = setup.data().join("cache");
+    let segment = || {
+        let files = std::fs::read_dir(&cache).unwrap().map(|file| file.unwrap().path());
+        files.into_iter().find(|file| file.extension().is_some_and(|end| end == "log"))
+    };
+    assert_eventually!(segment().is_some_and(|file| file.metadata().unwrap().len() > 1000));
+    let segment = segment().unwrap();
     server.kill();
-    for path in [epoch(&queue).join("db")] {
+    for path in [epoch(&queue).join("db"), segment, cache.join("ledger/log")] {
         let bytes = std::fs::read(path).unwrap();
         let text = String::from_utf8_lossy(&bytes);
-        for word in ["very-secret-flexport-key", "secret-in-a-body", "secret-value", "/bookings"] {
+        for word in ["very-secret-flexport-key", "secret-in-a-", "secret-value", "/bookings", "/shipment"] {
             assert!(!text.contains(word), "{word} is on the disk in clear");
         }
     }

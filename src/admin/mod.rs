@@ -6,6 +6,7 @@
 
 mod auth;
 mod breakers;
+mod cache;
 mod config;
 mod health;
 mod problem;
@@ -58,6 +59,9 @@ pub fn service(admin: Admin) -> BoxCloneSyncService<Request<Body>, Response<Body
         .route("/api/v1/breakers", get(breakers::list))
         .route("/api/v1/breakers/{scope}", get(breakers::get))
         .route("/api/v1/breakers/{scope}/override", put(breakers::set).delete(breakers::clear))
+        .route("/api/v1/cache", get(cache::stats))
+        .route("/api/v1/cache/entries", get(cache::entries))
+        .route("/api/v1/cache/purge", post(cache::purge))
         .route("/api/v1/writes", get(writes::list))
         .route("/api/v1/writes/{id}", get(writes::get))
         .route("/api/v1/writes/{id}/cancel", post(writes::cancel))

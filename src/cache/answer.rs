@@ -298,7 +298,7 @@ impl Cache {
 
     fn stand_in(&self, read: &Read, found: &Found, why: Why, now: &Confirmed) -> Option<Response<Body>> {
         let entry = found.entry.as_deref().filter(|_| !self.is_refused(read))?;
-        match may_stand_in(read, entry, why, now) {
+        match self.may_stand_in(read, entry, why, now) {
             Ok(()) => Some(self.stale(read, entry, why, now)),
             Err(refused) => {
                 self.counters.refused.inc();
@@ -306,6 +306,37 @@ impl Cache {
                 None
             }
         }
+    }
+
+    /// The copy in place of what a read ended with.
+    pub(crate) fn stand_in_for(
+        &self,
+        read: &Read,
+        found: &Found,
+        result: &Result<Response<Body>, ProxyError>,
+    ) -> Option<Response<Body>> {
+        let why = match result {
+            Ok(response) => {
+                let status = response.status();
+                let names_wait = response.headers().contains_key(RETRY_AFTER);
+                Why::of_status(status, delivery::of_answer(status, names_wait))
+            }
+            Err(error) => Why::of_error(error),
+        };
+        self.stand_in(read, found, why, &self.now())
+    }
+
+    /// Whether a copy may stand in for a failure at this time.
+    pub(crate) fn may_stand_in(
+        &self,
+        read: &Read,
+        entry: &Entry,
+        why: Why,
+        now: &Confirmed,
+    ) -> Result<(), Refused> {
+        let since = entry.confirmed.since(now);
+        entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)?;
+        if self.is_proven(read) { Ok(()) } else { Err(Refused::Unproven) }
     }
 
     fn passed(&self, read: &Read, mut response: Response<Body>, said: Member<'_>) -> Response<Body> {
@@ -339,12 +370,6 @@ impl Cache {
             headers.insert(SEAWALL_PENDING_WRITES, HeaderValue::try_from(text).expect("digits and letters"));
         }
     }
-}
-
-/// Whether a copy may stand in for a failure at this time.
-pub(crate) fn may_stand_in(read: &Read, entry: &Entry, why: Why, now: &Confirmed) -> Result<(), Refused> {
-    let since = entry.confirmed.since(now);
-    entry.facts.may_stand_in(entry.facts.age(since), since, why.is_push_back, &read.terms, &read.ask)
 }
 
 /// The answer, or a 304 when the caller's own copy is as good.

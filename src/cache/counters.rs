@@ -1,5 +1,6 @@
 //! What the cache counts: handles resolved once, so that counting is one atomic addition.
 
+use super::disk::DiskStats;
 use crate::telemetry::{Metrics, ResultLabels};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,6 +35,9 @@ pub struct Stats {
     pub unkept: u64,
     /// Seconds since the upstream last confirmed anything.
     pub newest_confirmed_age_seconds: Option<u64>,
+    /// The second tier; absent when it is turned off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskStats>,
 }
 
 /// The handles.
@@ -95,7 +99,13 @@ impl Counters {
         self.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    pub(crate) fn stats(&self, entries: u64, bytes: u64, newest: Option<u64>) -> Stats {
+    pub(crate) fn stats(
+        &self,
+        entries: u64,
+        bytes: u64,
+        newest: Option<u64>,
+        disk: Option<DiskStats>,
+    ) -> Stats {
         Stats {
             entries,
             bytes,
@@ -108,6 +118,7 @@ impl Counters {
             refused: self.refused.get(),
             unkept: self.unkept.load(Ordering::Relaxed),
             newest_confirmed_age_seconds: newest,
+            disk,
         }
     }
 }

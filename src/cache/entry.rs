@@ -7,8 +7,10 @@
 use super::invalidate::{Moment, Names};
 use super::policy::{self, Facts};
 use crate::clock;
+use crate::flexport::routes::RoutePolicy;
 use crate::http::date;
 use crate::http::headers::{self, CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_SOURCE};
+use crate::ids::PartitionId;
 use bytes::Bytes;
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderValue, IF_MODIFIED_SINCE,
@@ -16,6 +18,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, StatusCode};
 use jiff::Timestamp;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -35,9 +38,20 @@ pub(crate) struct Entry {
     pub(crate) began: Moment,
     /// The names by which it is invalidated.
     pub(crate) names: Names,
+    /// What it is a copy of.
+    pub(crate) about: Arc<About>,
     /// The request fields that `Vary` names, with the values that selected it.
     selecting: Vec<(HeaderName, Vec<HeaderValue>)>,
     weight: usize,
+}
+
+/// What a copy is of: for those who look for copies, and for the disk.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) partition: PartitionId,
+    /// Path and query.
+    pub(crate) path: Box<str>,
+    pub(crate) route: Arc<RoutePolicy>,
 }
 
 /// A moment, by both clocks: the wall's may jump, the monotonic one stands still in a suspended machine.
@@ -57,6 +71,15 @@ pub(crate) struct Asked<'a> {
 
 /// What a field takes in its map besides its own bytes.
 const FIELD: usize = 112;
+
+// === impl About ===
+
+impl About {
+    /// The tag by which it is invalidated.
+    pub(crate) fn tag(&self) -> &str {
+        self.route.cache.as_ref().map_or("", |policy| policy.tag.as_str())
+    }
+}
 
 // === impl Confirmed ===
 
@@ -98,6 +121,7 @@ impl Entry {
         asked_at: Instant,
         began: Moment,
         names: Names,
+        about: Arc<About>,
         asked: Asked<'_>,
     ) -> Self {
         let mut head = headers::detached(head);
@@ -121,8 +145,9 @@ impl Entry {
         head.insert(SEAWALL_SOURCE, HeaderValue::from_static("cache"));
         head.insert(SEAWALL_DATA_AS_OF, date::as_of(confirmed.at));
         let weight = body.len()
+            + about.path.len()
             + head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
-        Self { status, head, body, facts, confirmed, asked_at, began, names, selecting, weight }
+        Self { status, head, body, facts, confirmed, asked_at, began, names, about, selecting, weight }
     }
 
     /// The same answer, confirmed by a 304 (RFC 9111 §3.2): the fields of the 304 replace those of the same name,
@@ -171,6 +196,20 @@ impl Entry {
             (Some(ours), Some(theirs)) => !policy::is_same_tag(ours.as_bytes(), theirs.as_bytes()),
             _ => false,
         }
+    }
+
+    /// The request fields that `Vary` names, with the values that selected it.
+    pub(crate) fn selecting(&self) -> &[(HeaderName, Vec<HeaderValue>)] {
+        &self.selecting
+    }
+
+    /// The fields that came from the origin, without ours.
+    pub(crate) fn origin_fields(&self) -> HeaderMap {
+        let mut head = self.head.clone();
+        for name in [AGE, CACHE_STATUS, SEAWALL_SOURCE, SEAWALL_DATA_AS_OF] {
+            head.remove(name);
+        }
+        head
     }
 
     /// The bytes it takes.

@@ -51,6 +51,8 @@ pub(crate) struct Errand {
     pub(crate) landing: Option<Landing>,
     /// Not for a request that says `no-store`.
     pub(crate) may_keep: bool,
+    /// How often copies had been deleted by hand when it began.
+    pub(crate) purges: u64,
     pub(crate) hold: Hold,
     pub(crate) lane: Lane,
 }
@@ -242,7 +244,14 @@ impl Cache {
                 entry::clean(&mut parts.headers);
                 let came_at = self.now();
                 if let Some(way) = way(errand, &parts, asked_at, came_at) {
-                    self.note(read, errand.key.token, parts.status, asked_at.monotonic);
+                    self.note(
+                        read.partition,
+                        errand.key.token,
+                        Some(&read.key),
+                        parts.status,
+                        asked_at.monotonic,
+                    )
+                    .await;
                     let answer = Departure { parts, reading, asked_at, came_at, last, whole_until };
                     return self.pass_on(errand, way, answer);
                 }
@@ -253,7 +262,14 @@ impl Cache {
                 Ok(Come::Beginning | Come::TooFar) => {
                     whole_until.lift();
                     entry::clean(&mut parts.headers);
-                    self.note(read, errand.key.token, parts.status, asked_at.monotonic);
+                    self.note(
+                        read.partition,
+                        errand.key.token,
+                        Some(&read.key),
+                        parts.status,
+                        asked_at.monotonic,
+                    )
+                    .await;
                     let response = Response::from_parts(parts, reading.resumed());
                     return Asked::Over(Led::Streamed(response), Sharing::No);
                 }
@@ -262,7 +278,8 @@ impl Cache {
             let body = reading.take();
             let now = self.now();
             entry::clean(&mut parts.headers);
-            self.note(read, errand.key.token, parts.status, asked_at.monotonic);
+            self.note(read.partition, errand.key.token, Some(&read.key), parts.status, asked_at.monotonic)
+                .await;
             if parts.status == StatusCode::NOT_MODIFIED
                 && let Some(entry) = base
             {
@@ -379,7 +396,7 @@ impl Cache {
             Err(_) => (policy::Facts::of(&head, asked_at.at, now.at, &read.terms), false),
         };
         if !may_keep {
-            self.memory.remove(&read.key, old);
+            self.forget(&read.key, Some(old));
         }
         let entry = Entry::new(
             old.status,
@@ -390,6 +407,7 @@ impl Cache {
             asked_at.monotonic,
             errand.began,
             errand.names,
+            old.about.clone(),
             read.asked(),
         );
         let entry = Arc::new(entry);
@@ -468,6 +486,7 @@ impl Cache {
             asked_at.monotonic,
             errand.began,
             errand.names,
+            Arc::new(read.about()),
             read.asked(),
         );
         let entry = Arc::new(entry);
@@ -480,13 +499,12 @@ impl Cache {
         let read = &*errand.read;
         let has_left = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
             && !self.health.shows_failures(&read.context.route.group);
-        if (has_left || unkept == Some(Unkept::NoStore) && status.is_success())
-            && !read.is_head
-            && let Some(variants) = self.memory.get(&read.key)
-            && let Some(old) = variants.iter().find(|old| old.is_selected_by(read.asked()))
-            && old.asked_at <= asked_at.monotonic
-        {
-            self.memory.remove(&read.key, old);
+        if (has_left || unkept == Some(Unkept::NoStore) && status.is_success()) && !read.is_head {
+            let variants = self.memory.get(&read.key);
+            match variants.as_ref().and_then(|all| all.iter().find(|old| old.is_selected_by(read.asked()))) {
+                Some(old) if old.asked_at > asked_at.monotonic => {}
+                old => self.forget(&read.key, old),
+            }
         }
         self.counters.unkept();
     }
@@ -498,6 +516,7 @@ impl Cache {
         if !errand.may_keep
             || entry.body.len() as u64 > read.context.config.settings.cache.max_object.0
             || self.marks.is_outdated(errand.names, errand.began)
+            || self.purges.load(Ordering::Acquire) != errand.purges
         {
             return false;
         }
@@ -505,20 +524,11 @@ impl Cache {
         if !self.memory.put(read.key, entry.clone(), read.asked()) {
             return false;
         }
+        self.persist(read.key, entry);
         if errand.landing.is_none() {
             self.flights.unmark_hit_for_miss(&errand.key);
         }
         true
-    }
-
-    /// Remembers what the upstream thinks of this token.
-    fn note(&self, read: &Read, token: u64, status: StatusCode, asked_at: Instant) {
-        match status.as_u16() {
-            401 => self.refusals.refuse(read.partition, token, None, Instant::now()),
-            403 => self.refusals.refuse(read.partition, token, Some(&read.key), Instant::now()),
-            200..=299 | 304 => self.refusals.clear(read.partition, || token, Some(&read.key), asked_at),
-            _ => {}
-        }
     }
 }
 

@@ -12,12 +12,17 @@
 //! hash: two names that share one are invalidated together, which costs a revalidation and nothing else.
 //!
 //! Invalidation is soft: the copy must be revalidated, and is still there for an outage.
+//!
+//! Marks are recorded (see `ledger`), and copies on disk remember their moment too, so the numbers go on over a
+//! restart: they start at the microseconds of the wall clock, which no process reaches by counting, and never below
+//! what is recorded. Where the record may lack something, everything older counts as out of date.
 
 use super::key::Places;
+use super::ledger::{Fact, Ledger};
 use crate::ids::PartitionId;
-use foldhash::quality::RandomState;
+use foldhash::quality::FixedState;
 use std::collections::HashMap;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,14 +45,12 @@ pub(crate) struct Marks {
     sequence: AtomicU64,
     floor: AtomicU64,
     shards: [Mutex<HashMap<u64, u64, Places>>; SHARDS],
-    hasher: RandomState,
+    hasher: FixedState,
+    ledger: Option<Ledger>,
 }
 
-#[derive(Hash)]
-enum Name<'a> {
-    Path(&'a str),
-    Tag(&'a str),
-}
+const PATH: u8 = 0;
+const TAG: u8 = 1;
 
 /// One trailing slash is the same resource: Flexport itself links to `/invoices/?per=1`.
 fn resource(path: &str) -> &str {
@@ -55,24 +58,89 @@ fn resource(path: &str) -> &str {
     path.strip_suffix('/').unwrap_or(path)
 }
 
+// === impl Moment ===
+
+impl Moment {
+    /// As it is kept on disk.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    /// From what was kept on disk.
+    pub(crate) fn of(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 // === impl Marks ===
 
 impl Marks {
-    pub(crate) fn new() -> Self {
+    /// No marks. The seed is secret, and always the same in one installation.
+    pub(crate) fn new(seed: [u64; 2], ledger: Option<Ledger>) -> Self {
         Self {
             sequence: AtomicU64::new(1),
             floor: AtomicU64::new(0),
             shards: std::array::from_fn(|_| Mutex::default()),
-            hasher: RandomState::default(),
+            hasher: FixedState::with_seed(seed[0] ^ seed[1].rotate_left(32)),
+            ledger,
+        }
+    }
+
+    /// What an earlier process recorded. `now`: the wall clock, in microseconds.
+    pub(crate) fn restore(&self, facts: &[Fact], is_intact: bool, now: u64) {
+        let mut highest = 0;
+        for fact in facts {
+            match *fact {
+                Fact::Mark { name, number } => {
+                    highest = highest.max(number);
+                    let mut shard = self.shard(name).lock().expect("no code panics with this lock held");
+                    let held = shard.entry(name).or_default();
+                    *held = number.max(*held);
+                }
+                Fact::Floor { number } => {
+                    highest = highest.max(number);
+                    self.floor.fetch_max(number, Ordering::AcqRel);
+                }
+                Fact::Refused { .. } | Fact::Cleared { .. } | Fact::Succeeded { .. } => {}
+            }
+        }
+        // The last marks before a crash may not be recorded: their numbers must not come again.
+        let start = now.max(highest.saturating_add(1 << 20));
+        self.sequence.store(start, Ordering::Release);
+        if !is_intact {
+            self.floor.store(start, Ordering::Release);
+        }
+    }
+
+    /// All that is to be recorded.
+    pub(crate) fn facts(&self) -> Vec<Fact> {
+        let mut facts = vec![Fact::Floor { number: self.floor.load(Ordering::Acquire) }];
+        for shard in &self.shards {
+            let shard = shard.lock().expect("no code panics with this lock held");
+            facts.extend(shard.iter().map(|(name, number)| Fact::Mark { name: *name, number: *number }));
+        }
+        facts
+    }
+
+    /// Should a later version of the hash give other names, recorded marks say nothing any more, and a copy from disk
+    /// is served in an outage without the word that a write came after it.
+    fn name(&self, partition: PartitionId, kind: u8, text: &str) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(&partition.0);
+        hasher.write(&[kind]);
+        hasher.write(text.as_bytes());
+        hasher.finish()
+    }
+
+    fn note(&self, fact: Fact) {
+        if let Some(ledger) = &self.ledger {
+            ledger.note(fact);
         }
     }
 
     /// The names of a copy.
     pub(crate) fn names(&self, partition: PartitionId, path: &str, tag: &str) -> Names {
-        Names {
-            path: self.hasher.hash_one((partition, Name::Path(resource(path)))),
-            tag: self.hasher.hash_one((partition, Name::Tag(tag))),
-        }
+        Names { path: self.name(partition, PATH, resource(path)), tag: self.name(partition, TAG, tag) }
     }
 
     /// Now. Taken by a fill before it asks upstream.
@@ -93,18 +161,19 @@ impl Marks {
 
     /// Everything of this path is out of date from now on.
     pub(crate) fn path(&self, partition: PartitionId, path: &str) {
-        self.set(self.hasher.hash_one((partition, Name::Path(resource(path)))));
+        self.set(self.name(partition, PATH, resource(path)));
     }
 
     /// Everything with this tag is out of date from now on.
     pub(crate) fn tag(&self, partition: PartitionId, tag: &str) {
-        self.set(self.hasher.hash_one((partition, Name::Tag(tag))));
+        self.set(self.name(partition, TAG, tag));
     }
 
     /// Everything is out of date from now on.
     pub(crate) fn all(&self) {
         let next = self.sequence.fetch_add(1, Ordering::AcqRel) + 1;
         self.floor.fetch_max(next, Ordering::AcqRel);
+        self.note(Fact::Floor { number: next });
     }
 
     fn mark(&self, name: u64) -> u64 {
@@ -115,12 +184,16 @@ impl Marks {
         let mut shard = self.shard(name).lock().expect("no code panics with this lock held");
         if shard.len() >= MARKS_PER_SHARD {
             // The floor rises before the marks go, so that no reader finds neither.
-            self.floor.fetch_max(self.sequence.load(Ordering::Acquire), Ordering::AcqRel);
+            let number = self.sequence.load(Ordering::Acquire);
+            self.floor.fetch_max(number, Ordering::AcqRel);
+            self.note(Fact::Floor { number });
             shard.clear();
         }
         // The number is taken under the lock: of two marks of one name the higher stays.
         let next = self.sequence.fetch_add(1, Ordering::AcqRel) + 1;
         shard.insert(name, next);
+        drop(shard);
+        self.note(Fact::Mark { name, number: next });
     }
 
     fn shard(&self, name: u64) -> &Mutex<HashMap<u64, u64, Places>> {
@@ -137,7 +210,7 @@ mod tests {
 
     #[test]
     fn only_what_began_before_is_out_of_date() {
-        let marks = Marks::new();
+        let marks = Marks::new([1, 2], None);
         let names = marks.names(A, "/bookings/1?x=y", "bookings");
         let before = marks.moment();
         assert!(!marks.is_outdated(names, before));
@@ -156,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_mark_that_is_forgotten_still_counts() {
-        let marks = Marks::new();
+        let marks = Marks::new([1, 2], None);
         let names = marks.names(A, "/first", "-");
         let before = marks.moment();
         marks.path(A, "/first");
@@ -166,5 +239,24 @@ mod tests {
         assert!(marks.is_outdated(names, before));
         let held: usize = marks.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
         assert!(held <= SHARDS * MARKS_PER_SHARD);
+    }
+
+    #[test]
+    fn marks_go_on_over_a_restart() {
+        let marks = Marks::new([1, 2], None);
+        marks.restore(&[], true, 1000);
+        let names = marks.names(A, "/bookings/1", "bookings");
+        let (before, other) = (marks.moment(), marks.names(A, "/bookings/2", "-"));
+        marks.path(A, "/bookings/1");
+        let after = marks.moment();
+        // The clock went back meanwhile.
+        let restored = Marks::new([1, 2], None);
+        restored.restore(&marks.facts(), true, 10);
+        assert!(restored.moment() > after);
+        assert!(restored.is_outdated(names, before) && !restored.is_outdated(names, after));
+        assert!(!restored.is_outdated(other, before));
+        let damaged = Marks::new([1, 2], None);
+        damaged.restore(&marks.facts(), false, 2000);
+        assert!(damaged.is_outdated(other, after) && !damaged.is_outdated(other, damaged.moment()));
     }
 }

@@ -103,6 +103,13 @@ impl Memory {
         }
     }
 
+    /// The entries, with their keys.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (Key, Arc<Entry>)> {
+        self.map
+            .iter()
+            .flat_map(|(key, variants)| variants.iter().map(|entry| (key, entry.clone())).collect::<Vec<_>>())
+    }
+
     pub(crate) fn clear(&self) {
         self.map.clear();
     }

@@ -19,6 +19,7 @@
 
 mod answer;
 mod counters;
+mod disk;
 mod entry;
 mod fetch;
 mod flight;
@@ -26,15 +27,19 @@ mod flow;
 mod invalidate;
 mod key;
 mod layer;
+mod ledger;
 mod memory;
 mod policy;
 mod refusals;
 mod rest;
 mod service;
+mod tier;
 
 pub use counters::Stats;
+pub use disk::{DiskOptions, DiskStats, Listed, Which};
 pub use layer::CacheLayer;
 pub use service::{CacheFuture, CacheService};
+pub use tier::{Purged, Tier};
 
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -44,14 +49,16 @@ use crate::ids::PartitionId;
 use crate::task::Tasks;
 use crate::telemetry::Metrics;
 use counters::Counters;
+use disk::Disk;
 use entry::Confirmed;
 use flight::Flights;
 use invalidate::Marks;
+use ledger::Ledger;
 use memory::Memory;
 use refusals::Refusals;
 use rest::Rests;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -71,6 +78,12 @@ pub struct Cache {
     rests: Rests,
     /// When the upstream last confirmed anything, in Unix seconds.
     newest: AtomicI64,
+    /// The second tier, and what outlives the process besides.
+    disk: Option<Arc<Disk>>,
+    ledger: Option<Ledger>,
+    /// How often copies were deleted by hand: a fill that began before is not kept.
+    purges: AtomicU64,
+    started: Instant,
     /// By the profile at start: the store cannot change its partitions on a reload.
     is_strict: bool,
     clock: Clock,
@@ -82,7 +95,8 @@ pub struct Cache {
 // === impl Cache ===
 
 impl Cache {
-    /// An empty cache. Of the settings it takes what only a restart changes: the memory's bound and the profile.
+    /// A cache without copies in memory. Of the settings it takes what only a restart changes: the memory's bound and
+    /// the profile. Without a tier, nothing outlives the process.
     pub fn new(
         settings: &Settings,
         clock: Clock,
@@ -90,22 +104,30 @@ impl Cache {
         tasks: Tasks,
         pending: Arc<dyn PendingWrites>,
         health: Arc<dyn GroupHealth>,
+        tier: Option<Tier>,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let opened = tier::start(tier, clock, metrics, &tasks);
+        let cache = Arc::new(Self {
             memory: Memory::new(settings.cache.memory.0),
             flights: Flights::new(),
-            marks: Marks::new(),
-            refusals: Refusals::new(),
+            marks: opened.marks,
+            refusals: opened.refusals,
             counters: Counters::new(metrics),
             refreshes: Arc::new(Semaphore::new(REFRESHES)),
             rests: Rests::new(),
             newest: AtomicI64::new(i64::MIN),
+            disk: opened.disk,
+            ledger: opened.ledger,
+            purges: AtomicU64::new(0),
+            started: Instant::now(),
             is_strict: settings.profile == Profile::Strict,
             clock,
             tasks,
             pending,
             health,
-        })
+        });
+        cache.run_ledger();
+        cache
     }
 
     /// What it did and what it holds.
@@ -115,19 +137,13 @@ impl Cache {
         let newest = self.newest.load(Ordering::Relaxed);
         let age = (newest != i64::MIN)
             .then(|| u64::try_from(self.clock.now().as_second().saturating_sub(newest)).unwrap_or(0));
-        self.counters.stats(keys, bytes, age)
+        let disk = self.disk.as_ref().map(|disk| disk.stats());
+        self.counters.stats(keys, bytes, age, disk)
     }
 
     /// Marks everything out of date: it is revalidated before it is served, and is still there for an outage.
     pub fn invalidate_all(&self) {
         self.marks.all();
-    }
-
-    /// Forgets everything.
-    pub fn clear(&self) {
-        // First the marks: a fill under way must not bring back what is being forgotten.
-        self.marks.all();
-        self.memory.clear();
     }
 
     fn now(&self) -> Confirmed {

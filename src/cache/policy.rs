@@ -120,6 +120,8 @@ pub(crate) enum Refused {
     TooOld,
     /// By this directive of the answer.
     Directive(&'static str),
+    /// The token's last success is too long ago, or not known.
+    Unproven,
 }
 
 // === impl Terms ===
@@ -313,6 +315,7 @@ impl Refused {
             Self::Asked => "asked",
             Self::TooOld => "too-old",
             Self::Directive(name) => name,
+            Self::Unproven => "unproven",
         }
     }
 }

@@ -12,14 +12,20 @@
 //!   token, since that takes a success) is simply forgotten: there is nothing to see.
 //! - Both filters can only err towards "refused" and "something is kept": the price of an error is a forwarded
 //!   request.
+//!
+//! **Who is served stale has proven himself of late**: his own last success is known, and no older than
+//! `stale_auth_window`. That holds over a restart (see `ledger`): what is not known any more, for whatever reason,
+//! counts against the token.
 
 use super::key::Key;
+use super::ledger::Fact;
 use crate::context::Credential;
 use crate::ids::PartitionId;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Refused tokens that are known exactly.
@@ -28,6 +34,10 @@ const TOKENS: usize = 16_384;
 const KEYS: usize = 1024;
 /// The same for all tokens together.
 const ALL_KEYS: usize = 65_536;
+/// Tokens whose last success is known.
+const PROVEN: usize = 16_384;
+/// How seldom a success is recorded, in seconds.
+const RECORD: i64 = 300;
 
 /// All refusals.
 pub(crate) struct Refusals {
@@ -38,7 +48,17 @@ pub(crate) struct Refusals {
     kept: Filter,
     /// The refused tokens that are not known exactly any more.
     forgotten: Filter,
+    proven: Mutex<HashMap<Holder, Proof>>,
     hasher: RandomState,
+    /// Names of tokens are the same in all processes of one installation.
+    seed: [u64; 2],
+}
+
+/// When a token succeeded last, in Unix seconds.
+#[derive(Clone, Copy)]
+struct Proof {
+    at: i64,
+    recorded: i64,
 }
 
 /// A token in its partition.
@@ -66,13 +86,16 @@ struct Filter(Box<[AtomicU64]>);
 // === impl Refusals ===
 
 impl Refusals {
-    pub(crate) fn new() -> Self {
+    /// No refusals. The seed is secret, and always the same in one installation.
+    pub(crate) fn new(seed: [u64; 2]) -> Self {
         Self {
             count: AtomicUsize::new(0),
             known: Mutex::default(),
             kept: Filter::new(),
             forgotten: Filter::new(),
+            proven: Mutex::default(),
             hasher: RandomState::new(),
+            seed,
         }
     }
 
@@ -80,9 +103,84 @@ impl Refusals {
     pub(crate) fn token(&self, credential: &Credential) -> u64 {
         match credential {
             Credential::None => 0,
-            Credential::Alias(name) => self.hasher.hash_one((1u8, &**name)),
-            Credential::Passed(value) => self.hasher.hash_one((2u8, value.as_bytes())),
+            Credential::Alias(name) => self.name(1, name.as_bytes()),
+            Credential::Passed(value) => self.name(2, value.as_bytes()),
         }
+    }
+
+    #[expect(deprecated, reason = "the only hasher of the library whose keys can be chosen: SipHash 2-4")]
+    fn name(&self, kind: u8, text: &[u8]) -> u64 {
+        let mut hasher = std::hash::SipHasher::new_with_keys(self.seed[0], self.seed[1]);
+        hasher.write(&[kind]);
+        hasher.write(text);
+        hasher.finish()
+    }
+
+    /// What an earlier process recorded. When some of that may be missing, nobody's success counts.
+    pub(crate) fn restore(&self, facts: &[Fact], is_intact: bool, now: Instant) {
+        for fact in facts {
+            match *fact {
+                Fact::Refused { partition, token, key } => {
+                    let _ = self.refuse(partition, token, key.as_ref(), now);
+                }
+                Fact::Cleared { partition, token, key } => {
+                    self.clear(partition, || token, key.as_ref(), now);
+                }
+                Fact::Succeeded { partition, token, at } => {
+                    self.keeps(partition);
+                    if is_intact {
+                        self.proven().insert((partition, token), Proof { at, recorded: at });
+                    }
+                }
+                Fact::Mark { .. } | Fact::Floor { .. } => {}
+            }
+        }
+    }
+
+    /// All that is to be recorded.
+    pub(crate) fn facts(&self) -> Vec<Fact> {
+        let mut facts: Vec<Fact> = self
+            .proven()
+            .iter()
+            .map(|(&(partition, token), proof)| Fact::Succeeded { partition, token, at: proof.at })
+            .collect();
+        let known = self.known();
+        for (&(partition, token), refused) in &known.tokens {
+            if !self.kept.contains(self.hash(&partition)) {
+                continue;
+            }
+            if refused.altogether.is_some() {
+                facts.push(Fact::Refused { partition, token, key: None });
+            }
+            facts.extend(refused.keys.keys().map(|key| Fact::Refused { partition, token, key: Some(*key) }));
+        }
+        facts
+    }
+
+    /// A token succeeded, in Unix seconds. Gives what is to be recorded, if it is time for that.
+    pub(crate) fn succeeded(&self, partition: PartitionId, token: u64, now: i64) -> Option<Fact> {
+        let mut proven = self.proven();
+        if !proven.contains_key(&(partition, token)) && proven.len() >= PROVEN {
+            let mut times: Vec<i64> = proven.values().map(|proof| proof.at).collect();
+            let (_, middle, _) = times.select_nth_unstable(PROVEN / 2);
+            let middle = *middle;
+            proven.retain(|_, proof| proof.at > middle);
+        }
+        let proof = proven.entry((partition, token)).or_insert(Proof { at: now, recorded: i64::MIN });
+        // A clock that went back is the one that counts from now on.
+        proof.at = now;
+        if now.abs_diff(proof.recorded) < RECORD as u64 {
+            return None;
+        }
+        proof.recorded = now;
+        Some(Fact::Succeeded { partition, token, at: now })
+    }
+
+    /// Whether a token succeeded within the window before now, in Unix seconds.
+    pub(crate) fn is_proven(&self, partition: PartitionId, token: u64, now: i64, window: Duration) -> bool {
+        self.proven()
+            .get(&(partition, token))
+            .is_some_and(|proof| u128::from(now.abs_diff(proof.at)) <= u128::from(window.as_secs()))
     }
 
     /// Something is about to be kept for this partition.
@@ -104,10 +202,22 @@ impl Refusals {
             || known.has_forgotten && self.forgotten.contains(self.hash(&holder))
     }
 
-    /// The upstream refused this token now: with a key, that key; without, altogether.
-    pub(crate) fn refuse(&self, partition: PartitionId, token: u64, key: Option<&Key>, now: Instant) {
-        let mut known = self.known();
+    /// The upstream refused this token now: with a key, that key; without, altogether. Gives what is to be recorded
+    /// before it is answered: nothing when it is known, or when there is nothing that it could see.
+    #[must_use]
+    pub(crate) fn refuse(
+        &self,
+        partition: PartitionId,
+        token: u64,
+        key: Option<&Key>,
+        now: Instant,
+    ) -> Option<Fact> {
         let holder = (partition, token);
+        let was_proven = key.is_none() && self.proven().remove(&holder).is_some();
+        let mut known = self.known();
+        let was_refused = known.tokens.get(&holder).is_some_and(|refused| {
+            refused.altogether.is_some() || key.is_some_and(|key| refused.keys.contains_key(key))
+        });
         if !known.tokens.contains_key(&holder) {
             self.make_room(&mut known);
             let number = known.next;
@@ -118,36 +228,45 @@ impl Refusals {
         }
         let has_room = known.keys < ALL_KEYS;
         let refused = known.tokens.get_mut(&holder).expect("it was there or was put there");
+        let mut added = 0;
         match key {
             Some(key) if has_room && refused.keys.len() < KEYS => {
-                known.keys += usize::from(refused.keys.insert(*key, now).is_none());
+                added = usize::from(refused.keys.insert(*key, now).is_none());
             }
             _ => refused.altogether = Some(now),
         }
+        let key = if refused.altogether.is_some() { None } else { key.copied() };
+        known.keys += added;
         self.recount(&known);
+        let is_news = was_proven || !was_refused && self.kept.contains(self.hash(&partition));
+        is_news.then_some(Fact::Refused { partition, token, key })
     }
 
-    /// The upstream answered this token with success, to what was asked at that time.
+    /// The upstream answered this token with success, to what was asked at that time. Tells whether that ended a
+    /// refusal.
     pub(crate) fn clear(
         &self,
         partition: PartitionId,
         token: impl FnOnce() -> u64,
         key: Option<&Key>,
         asked_at: Instant,
-    ) {
+    ) -> bool {
         if self.count.load(Ordering::Acquire) == 0 {
-            return;
+            return false;
         }
         let holder = (partition, token());
         let mut known = self.known();
-        let Some(refused) = known.tokens.get_mut(&holder) else { return };
+        let Some(refused) = known.tokens.get_mut(&holder) else { return false };
+        let was_refused = refused.altogether.is_some();
         refused.altogether = refused.altogether.filter(|at| *at > asked_at);
+        let mut has_ended = was_refused && refused.altogether.is_none();
         let mut cleared = 0;
         if let Some(key) = key
             && refused.keys.get(key).is_some_and(|at| *at <= asked_at)
         {
             refused.keys.remove(key);
             cleared = 1;
+            has_ended = true;
         }
         let is_over = refused.altogether.is_none() && refused.keys.is_empty();
         known.keys -= cleared;
@@ -155,6 +274,17 @@ impl Refusals {
             known.tokens.remove(&holder);
             self.recount(&known);
         }
+        has_ended
+    }
+
+    /// Whether the upstream refused this token altogether, as far as that is known exactly.
+    pub(crate) fn is_shut_out(&self, partition: PartitionId, token: u64) -> bool {
+        self.count.load(Ordering::Acquire) != 0
+            && self
+                .known()
+                .tokens
+                .get(&(partition, token))
+                .is_some_and(|refused| refused.altogether.is_some())
     }
 
     /// Room for one more token.
@@ -186,6 +316,10 @@ impl Refusals {
 
     fn hash(&self, value: &impl Hash) -> u64 {
         self.hasher.hash_one(value)
+    }
+
+    fn proven(&self) -> std::sync::MutexGuard<'_, HashMap<Holder, Proof>> {
+        self.proven.lock().expect("no code panics with this lock held")
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -234,9 +368,9 @@ mod tests {
     #[test]
     fn a_refusal_is_of_one_token_until_its_own_success() {
         let (partition, other) = (PartitionId([1; 16]), Key([2; 32]));
-        let refusals = Refusals::new();
+        let refusals = Refusals::new([1, 2]);
         let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
-        refusals.refuse(partition, 7, None, now);
+        let _ = refusals.refuse(partition, 7, None, now);
         assert!(refusals.is_refused(partition, || 7, &KEY));
         assert!(!refusals.is_refused(partition, || 8, &KEY));
         refusals.clear(partition, || 8, Some(&KEY), later);
@@ -244,7 +378,7 @@ mod tests {
         refusals.clear(partition, || 7, None, later);
         assert!(!refusals.is_refused(partition, || 7, &KEY));
 
-        refusals.refuse(partition, 7, Some(&KEY), now);
+        let _ = refusals.refuse(partition, 7, Some(&KEY), now);
         assert!(refusals.is_refused(partition, || 7, &KEY));
         assert!(!refusals.is_refused(partition, || 7, &other));
         refusals.clear(partition, || 7, Some(&other), later);
@@ -256,11 +390,11 @@ mod tests {
     #[test]
     fn a_success_that_was_asked_for_before_the_refusal_ends_none() {
         let partition = PartitionId([1; 16]);
-        let refusals = Refusals::new();
+        let refusals = Refusals::new([1, 2]);
         let before = Instant::now();
         let refused_at = before + Duration::from_secs(1);
         for key in [None, Some(&KEY)] {
-            refusals.refuse(partition, 7, key, refused_at);
+            let _ = refusals.refuse(partition, 7, key, refused_at);
             refusals.clear(partition, || 7, Some(&KEY), before);
             assert!(refusals.is_refused(partition, || 7, &KEY));
             refusals.clear(partition, || 7, Some(&KEY), refused_at);
@@ -271,15 +405,15 @@ mod tests {
     #[test]
     fn a_flood_of_refused_tokens_serves_no_revoked_one_and_shuts_out_nobody() {
         let (revoked, well) = (PartitionId([1; 16]), PartitionId([2; 16]));
-        let refusals = Refusals::new();
+        let refusals = Refusals::new([1, 2]);
         let now = Instant::now();
         refusals.keeps(revoked);
         refusals.keeps(well);
-        refusals.refuse(revoked, 7, None, now);
+        let _ = refusals.refuse(revoked, 7, None, now);
         for number in 0..100_000u64 {
             let mut id = [9; 16];
             id[..8].copy_from_slice(&number.to_le_bytes());
-            refusals.refuse(PartitionId(id), number, Some(&KEY), now);
+            let _ = refusals.refuse(PartitionId(id), number, Some(&KEY), now);
         }
         assert!(refusals.is_refused(revoked, || 7, &KEY));
         assert!(!refusals.is_refused(well, || 8, &KEY));
@@ -292,12 +426,52 @@ mod tests {
 
     #[test]
     fn refusing_and_clearing_for_ever_takes_no_room() {
-        let refusals = Refusals::new();
+        let refusals = Refusals::new([1, 2]);
         let now = Instant::now();
         for _ in 0..100_000 {
-            refusals.refuse(PartitionId([1; 16]), 7, None, now);
+            let _ = refusals.refuse(PartitionId([1; 16]), 7, None, now);
             refusals.clear(PartitionId([1; 16]), || 7, None, now);
         }
         assert!(refusals.known().order.len() <= 2 * TOKENS);
+    }
+
+    #[test]
+    fn what_is_recorded_brings_back_who_was_refused_and_who_is_proven() {
+        let (a, b, window) = (PartitionId([1; 16]), PartitionId([2; 16]), Duration::from_secs(3600));
+        let refusals = Refusals::new([1, 2]);
+        let now = Instant::now();
+        assert_eq!(refusals.refuse(b, 9, None, now), None, "it could see nothing");
+        let mut facts = Vec::new();
+        for token in [7, 8] {
+            facts.extend(refusals.succeeded(a, token, 1000));
+            assert_eq!(refusals.succeeded(a, token, 1200), None);
+        }
+        refusals.keeps(a);
+        facts.extend(refusals.refuse(a, 7, None, now));
+        assert_eq!(refusals.refuse(a, 7, None, now), None, "it is known");
+        facts.extend(refusals.refuse(a, 8, Some(&KEY), now));
+        assert_eq!(facts.len(), 4);
+        for facts in [facts.clone(), refusals.facts()] {
+            let restored = Refusals::new([1, 2]);
+            restored.restore(&facts, true, now);
+            assert!(restored.is_refused(a, || 7, &KEY) && restored.is_refused(a, || 7, &Key([2; 32])));
+            assert!(restored.is_refused(a, || 8, &KEY) && !restored.is_refused(a, || 8, &Key([2; 32])));
+            assert!(!restored.is_proven(a, 7, 1300, window) && restored.is_proven(a, 8, 1300, window));
+            assert!(!restored.is_proven(a, 8, 9000, window) && !restored.is_proven(b, 8, 1300, window));
+            assert!(restored.clear(a, || 7, None, now), "its own success ends it");
+        }
+        let damaged = Refusals::new([1, 2]);
+        damaged.restore(&facts, false, now);
+        assert!(!damaged.is_proven(a, 8, 1300, window));
+    }
+
+    #[test]
+    fn proofs_are_bounded() {
+        let refusals = Refusals::new([1, 2]);
+        for token in 0..100_000 {
+            refusals.succeeded(PartitionId([1; 16]), token, token.cast_signed());
+        }
+        assert!(refusals.proven().len() <= PROVEN);
+        assert!(refusals.is_proven(PartitionId([1; 16]), 99_999, 99_999, Duration::from_secs(1)));
     }
 }

@@ -5,9 +5,9 @@
 //! sense, and ends with the answer, a stale copy, or the error.
 
 use super::Cache;
-use super::answer::{Why, may_stand_in};
-use super::entry::{Asked, Entry};
-use super::fetch::{self, Errand, Hold};
+use super::answer::Why;
+use super::entry::{Asked, Confirmed, Entry};
+use super::fetch::{Errand, Hold};
 use super::flight::{Answer, Fill, Flight, FlightKey, Landing, Led, Outcome, Role};
 use super::invalidate::Names;
 use super::key::{self, Key};
@@ -31,6 +31,7 @@ use http_body::Body as _;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use tokio::time::{Instant, timeout_at};
 use tower::{Service, ServiceExt};
@@ -285,15 +286,14 @@ impl Cache {
                 None => found(None, Forward::VaryMiss),
                 Some(entry) => {
                     let now = self.now();
-                    let age = entry.facts.age(entry.confirmed.since(&now));
-                    let is_outdated =
-                        entry.confirmed.is_ahead_of(&now) || self.marks.is_outdated(entry.names, entry.began);
-                    match entry.facts.judge(age, is_outdated, &read.ask) {
+                    match self.use_of(read, entry, &now) {
                         Use::Fresh => return Look::Done(self.fresh(read, entry, &now)),
-                        Use::Tolerated if may_stand_in(read, entry, Why::TOLERATED, &now).is_ok() => {
+                        Use::Tolerated if self.may_stand_in(read, entry, Why::TOLERATED, &now).is_ok() => {
                             return Look::Done(self.stale(read, entry, Why::TOLERATED, &now));
                         }
-                        Use::WhileRevalidating if !read.ask.directives.only_if_cached => {
+                        Use::WhileRevalidating
+                            if !read.ask.directives.only_if_cached && self.is_proven(read) =>
+                        {
                             let response = self.stale(read, entry, Why::REVALIDATING, &now);
                             return Look::Refresh(response, entry.clone());
                         }
@@ -305,7 +305,14 @@ impl Cache {
         } else {
             found(None, Forward::UriMiss)
         };
-        if read.ask.directives.only_if_cached { Look::Done(self.not_cached(read)) } else { looked }
+        match looked {
+            // What is on disk may be what it allows.
+            Look::Forward(found) if found.entry.is_none() && !found.is_refused && self.may_restore(read) => {
+                Look::Forward(found)
+            }
+            _ if read.ask.directives.only_if_cached => Look::Done(self.not_cached(read)),
+            looked => looked,
+        }
     }
 
     /// Whether the upstream refused this token. Asked again whenever a copy is about to be served after a wait: the
@@ -315,7 +322,15 @@ impl Cache {
         self.refusals.is_refused(read.partition, token, &read.key)
     }
 
-    fn names(&self, read: &Read) -> Names {
+    /// What is done with a copy.
+    fn use_of(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Use {
+        let age = entry.facts.age(entry.confirmed.since(now));
+        let is_outdated =
+            entry.confirmed.is_ahead_of(now) || self.marks.is_outdated(entry.names, entry.began);
+        entry.facts.judge(age, is_outdated, &read.ask)
+    }
+
+    pub(crate) fn names(&self, read: &Read) -> Names {
         let tag = read.context.route.cache.as_ref().map_or("", |policy| policy.tag.as_str());
         self.marks.names(read.partition, read.uri.path(), tag)
     }
@@ -341,10 +356,11 @@ impl Cache {
                 key,
                 landing: Some(landing),
                 may_keep: true,
+                purges: self.purges.load(Ordering::Acquire),
                 hold: Hold::All,
                 lane: Lane::Refresh,
             };
-            let run = fetch::run(self.clone(), upstream.clone(), errand);
+            let run = super::fetch::run(self.clone(), upstream.clone(), errand);
             let this = self.clone();
             self.tasks.spawn("cache-refresh", async move {
                 let has_failed = match run.await {
@@ -407,14 +423,67 @@ impl Cache {
     }
 }
 
-/// Forwards a read and waits for its end.
+/// Forwards a read, with what the disk has of it.
 async fn forward(
     cache: Arc<Cache>,
     upstream: Upstream,
     read: Arc<Read>,
-    found: Found,
+    mut found: Found,
+) -> Result<Response<Body>, ProxyError> {
+    if found.entry.is_some() || found.is_refused {
+        return fetch(cache, upstream, read, &found).await;
+    }
+    if cache.may_restore(&read)
+        && let Some(entry) = cache.restore(&read).await
+    {
+        let now = cache.now();
+        match cache.use_of(&read, &entry, &now) {
+            Use::Fresh => return Ok(cache.fresh(&read, &entry, &now)),
+            Use::Tolerated if cache.may_stand_in(&read, &entry, Why::TOLERATED, &now).is_ok() => {
+                return Ok(cache.stale(&read, &entry, Why::TOLERATED, &now));
+            }
+            Use::Tolerated | Use::WhileRevalidating => found.forward = Forward::Stale,
+            Use::Revalidate(forward) => found.forward = forward,
+        }
+        found.entry = Some(entry);
+    }
+    if read.ask.directives.only_if_cached {
+        return Ok(cache.not_cached(&read));
+    }
+    let was_opening = cache.is_opening();
+    let result = fetch(cache.clone(), upstream, read.clone(), &found).await;
+    if !was_opening || !is_outage(&result) {
+        return result;
+    }
+    // The start of the process: what it knew is better than an error, and there in a moment.
+    cache.opened(read.context.deadline).await;
+    found.entry = cache.restore(&read).await;
+    Ok(match cache.stand_in_for(&read, &found, &result) {
+        Some(response) => response,
+        None => return result,
+    })
+}
+
+/// Whether what a read ended with tells of an outage.
+fn is_outage(result: &Result<Response<Body>, ProxyError>) -> bool {
+    match result {
+        Ok(response) => {
+            let names_wait = response.headers().contains_key(RETRY_AFTER);
+            delivery::of_answer(response.status(), names_wait).is_outage()
+        }
+        Err(error) => delivery::of_error(error).is_outage(),
+    }
+}
+
+/// Forwards a read and waits for its end.
+async fn fetch(
+    cache: Arc<Cache>,
+    upstream: Upstream,
+    read: Arc<Read>,
+    found: &Found,
 ) -> Result<Response<Body>, ProxyError> {
     let arrived = Instant::now();
+    let purges = cache.purges.load(Ordering::Acquire);
     let key = FlightKey { key: read.key, token: cache.refusals.token(&read.context.identity().credential) };
     let names = cache.names(&read);
     let began = cache.marks.moment();
@@ -430,7 +499,7 @@ async fn forward(
     let copy = found
         .entry
         .as_deref()
-        .filter(|entry| may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
+        .filter(|entry| cache.may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
     let hold = if copy.is_some() { Hold::Beginning } else { Hold::Briefly };
     let errand = |landing: Option<Landing>| Errand {
         read: read.clone(),
@@ -440,25 +509,26 @@ async fn forward(
         key,
         landing,
         may_keep: may_keep && !read.is_head,
+        purges,
         hold,
         lane: Lane::LiveRead,
     };
     let landing = match role {
         Role::Lead(landing) => Some(landing),
         Role::Alone => None,
-        Role::Join(flight) => match join(&cache, &read, &found, &flight, arrived).await {
+        Role::Join(flight) => match join(&cache, &read, found, &flight, arrived).await {
             Some(end) => return end,
             None => None,
         },
     };
-    let mut fill = Fill::new(fetch::run(cache.clone(), upstream, errand(landing)), &cache.tasks);
+    let mut fill = Fill::new(super::fetch::run(cache.clone(), upstream, errand(landing)), &cache.tasks);
     match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
-        Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, &found, outcome, false),
-        Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, &found, response)),
-        Waited::Done(Led::Flowing(flowing)) => Ok(cache.flowing(&read, &found, *flowing)),
+        Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, found, outcome, false),
+        Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, found, response)),
+        Waited::Done(Led::Flowing(flowing)) => Ok(cache.flowing(&read, found, *flowing)),
         Waited::Impatient | Waited::Lock | Waited::Over => match copy.filter(|_| !cache.is_refused(&read)) {
             Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
-            None => cache.conclude(&read, &found, Outcome::Failed(ProxyError::HeadTimeout), false),
+            None => cache.conclude(&read, found, Outcome::Failed(ProxyError::HeadTimeout), false),
         },
     }
 }
@@ -471,8 +541,10 @@ async fn join(
     flight: &Flight,
     arrived: Instant,
 ) -> Option<Result<Response<Body>, ProxyError>> {
-    let copy =
-        found.entry.as_deref().filter(|entry| may_stand_in(read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
+    let copy = found
+        .entry
+        .as_deref()
+        .filter(|entry| cache.may_stand_in(read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
     let mut landed = std::pin::pin!(flight.landed());
     let mut is_joined = true;
     loop {
@@ -544,12 +616,8 @@ where
     if let Ok(response) = &mut result
         && !is_ours
     {
-        let token = || cache.refusals.token(&context.identity().credential);
-        match response.status().as_u16() {
-            401 => cache.refusals.refuse(partition, token(), None, Instant::now()),
-            200..=299 => cache.refusals.clear(partition, token, None, asked_at),
-            _ => {}
-        }
+        let token = cache.refusals.token(&context.identity().credential);
+        cache.note(partition, token, None, response.status(), asked_at).await;
     }
     result.map(|response| tell_passed(response, forward, is_ours))
 }

@@ -231,6 +231,7 @@ fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePo
         tasks.clone(),
         facts.clone(),
         facts.clone(),
+        None,
     );
     let snapshot = Arc::new(Snapshot {
         settings,
@@ -1111,7 +1112,7 @@ async fn a_leader_that_leaves_does_not_take_the_fill_along() {
 #[tokio::test(start_paused = true)]
 async fn a_fill_that_nobody_finishes_fails_its_waiters() {
     let flights = Flights::new();
-    let marks = Marks::new();
+    let marks = Marks::new([1, 2], None);
     let key = flight::FlightKey { key: key::Key([0; 32]), token: 0 };
     let flight::Role::Lead(landing) = flights.enter(key, Instant::now(), marks.moment(), |_| false) else {
         panic!("nobody else is there");
@@ -1704,8 +1705,54 @@ async fn clearing_forgets_and_invalidating_keeps() {
     world.cache.invalidate_all();
     let got = world.get("/shipments").send().await;
     got.says("stale", "seawall; hit; ttl=-1; detail=invalidated");
-    world.cache.clear();
+    let purged = world.cache.purge(&Which::All, false, false).await.unwrap();
+    assert_eq!(purged, Purged { memory: 1, disk: 0 });
     assert!(world.get("/shipments").try_send().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_whose_last_success_is_too_long_ago_is_served_nothing_stale() {
+    let window = crate::config::raw::Span(Duration::from_secs(3600));
+    let world = world_with(|settings| settings.cache.stale_auth_window = window, |_| {});
+    world.plan([ok(&[], "x"), breaker_open(), breaker_open(), ok(&[], "y"), breaker_open()]);
+    world.get("/shipments").send().await;
+    tokio::time::advance(Duration::from_secs(3590)).await;
+    assert_eq!(world.get("/shipments").send().await.body, "x");
+    tokio::time::advance(Duration::from_secs(20)).await;
+    assert!(world.get("/shipments").try_send().await.is_err());
+    world.get("/shipments").send().await;
+    assert_eq!(world.get("/shipments").send().await.body, "y");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_takes_what_it_names_and_what_is_under_way() {
+    let world = world();
+    world.plan([ok(&[], "list"), ok(&[], "one"), ok(&[], "bookings")]);
+    for path in ["/shipments?page=2", "/shipments/1", "/bookings"] {
+        world.get(path).send().await;
+    }
+    let purge = async |which: Which, is_dry| world.cache.purge(&which, false, is_dry).await.unwrap().memory;
+    assert_eq!(purge(Which::Prefix("/shipments".to_owned()), true).await, 2);
+    assert_eq!(purge(Which::Path("/shipments".to_owned()), false).await, 1);
+    assert_eq!(purge(Which::Tag("bookings".to_owned()), false).await, 1);
+    world.plan([breaker_open(), breaker_open(), breaker_open()]);
+    assert!(world.get("/shipments?page=2").try_send().await.is_err());
+    assert!(world.get("/bookings").try_send().await.is_err());
+    assert_eq!(world.get("/shipments/1").send().await.body, "one");
+
+    let slow = Step::After(Duration::from_secs(1), Box::new(ok(&[], "late")));
+    world.plan([slow, breaker_open()]);
+    let asking = tokio::spawn(world.service.clone().oneshot(world.get("/bookings").request()));
+    tokio::task::yield_now().await;
+    assert_eq!(purge(Which::Tag("bookings".to_owned()), false).await, 0);
+    assert_eq!(asking.await.unwrap().unwrap().status(), StatusCode::OK);
+    assert!(world.get("/bookings").try_send().await.is_err(), "what was under way is not kept");
+
+    let soft = world.cache.purge(&Which::Path("/shipments/1".to_owned()), true, false).await.unwrap();
+    assert_eq!(soft, Purged { memory: 1, disk: 0 });
+    world.plan([breaker_open()]);
+    let got = world.get("/shipments/1").send().await;
+    got.says("stale", "seawall; hit; ttl=-1; detail=invalidated");
 }
 
 // === the strict profile ===

@@ -70,6 +70,9 @@ pub enum Command {
     /// Look at the breakers, or override one.
     #[command(subcommand)]
     Breaker(BreakerCommand),
+    /// Look at the cache, or take copies out of it.
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Look at queued writes, cancel one, or settle one whose outcome is unknown.
     #[command(subcommand)]
     Queue(QueueCommand),
@@ -186,6 +189,65 @@ pub struct AutoArgs {
     /// Why.
     #[arg(long)]
     pub reason: Option<String>,
+}
+
+/// `seawall cache …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum CacheCommand {
+    /// What it did and what it holds, in memory and on disk.
+    Stats,
+    /// List the copies on disk.
+    List {
+        /// At most so many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+        /// Only what comes after this key: the last one of the page before.
+        #[arg(long, value_name = "KEY")]
+        after: Option<String>,
+    },
+    /// Mark copies out of date: they are asked for anew, and still serve an outage. With --hard they are deleted.
+    Purge(PurgeArgs),
+}
+
+/// Purging copies.
+#[derive(Debug, Clone, Args)]
+pub struct PurgeArgs {
+    /// Which.
+    #[command(flatten)]
+    pub which: PurgeWhich,
+    /// Delete them, on disk too: an outage cannot be served from them any more.
+    #[arg(long)]
+    pub hard: bool,
+    /// Count what would be purged, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Why; kept in the audit log.
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
+/// Which copies, by one of these.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+pub struct PurgeWhich {
+    /// One, by the key that `cache list` shows.
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Those of a path, with any query.
+    #[arg(long)]
+    pub path: Option<String>,
+    /// Those whose path begins so.
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// Those of a tag, such as shipments.
+    #[arg(long)]
+    pub tag: Option<String>,
+    /// Those of a partition.
+    #[arg(long, value_name = "ID")]
+    pub partition: Option<String>,
+    /// All.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// `seawall queue …`

@@ -5,6 +5,7 @@
 
 mod args;
 mod breaker;
+mod cache;
 mod check;
 mod client;
 mod config;
@@ -46,6 +47,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Simulate(args) => simulate::run(&args),
         Command::Status(args) => status::run(&cli.operator, &args),
         Command::Breaker(command) => breaker::run(&cli.operator, &command),
+        Command::Cache(command) => cache::run(&cli.operator, &command),
         Command::Queue(command) => queue::run(&cli.operator, &command),
         Command::Health(command) => health::run(&cli.operator, command),
         Command::Config(command) => config::run(&cli.operator, &command),

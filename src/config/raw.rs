@@ -374,6 +374,12 @@ pub struct Cache {
     pub lock_wait: Span,
     /// Whether a request's `Cache-Control` is honoured.
     pub honour_request_cc: bool,
+    /// Whether copies are kept on disk too.
+    pub disk: bool,
+    /// The most that they take there, in bytes.
+    pub disk_max: Size,
+    /// How long after its own last success a token is served stale copies.
+    pub stale_auth_window: Span,
 }
 
 /// `[queue]`
@@ -639,6 +645,9 @@ impl Default for Cache {
             max_stale_429: secs(60),
             lock_wait: secs(5),
             honour_request_cc: true,
+            disk: true,
+            disk_max: Size(1024 * MIB),
+            stale_auth_window: secs(24 * 3600),
         }
     }
 }

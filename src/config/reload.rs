@@ -49,6 +49,8 @@ pub const NEEDS_RESTART: &[&str] = &[
     // Memory and slots are divided once.
     "limiter.max",
     "cache.memory",
+    "cache.disk",
+    "cache.disk_max",
     "queue.enabled",
     "queue.buffer_total",
     "telemetry.format",

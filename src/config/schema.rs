@@ -176,6 +176,9 @@ const CACHE: &[Field] = &[
     ("max_stale_429", Leaf(Span)),
     ("lock_wait", Leaf(Span)),
     ("honour_request_cc", Leaf(Bool)),
+    ("disk", Leaf(Bool)),
+    ("disk_max", Leaf(Size)),
+    ("stale_auth_window", Leaf(Span)),
 ];
 
 const QUEUE: &[Field] = &[

@@ -595,6 +595,7 @@ fn capabilities(settings: &Settings, checker: &mut Checker<'_>) {
     );
     checker.size("queue.max_bytes", settings.queue.max_bytes.0, MIB, "1MiB");
     checker.size("cache.memory", settings.cache.memory.0, MIB, "1MiB");
+    checker.size("cache.disk_max", settings.cache.disk_max.0, 16 * MIB, "16MiB");
     checker.size("cache.max_object", settings.cache.max_object.0, 1024, "1KiB");
     if settings.cache.max_object > settings.cache.memory {
         checker.say_because("cache.max_object", "cache.memory", "must not be larger than `cache.memory`");

@@ -56,6 +56,7 @@ pub use lock::DataLock;
 pub use mem::MemStore;
 pub use recover::Alarm;
 pub use schema::SCHEMA;
+pub use seal::Seals;
 pub use sled::{OpenReport, Options, SledStore};
 pub use stats::{Health, Histogram};
 pub use volume::watermark;

@@ -32,6 +32,10 @@ const TAG: usize = 16;
 const FILE: &str = "key";
 const FIRST_LINE: &str = "seawall data keys 1";
 
+/// A sealer for files that are no store: the data keys lie in their folder, as those of a store do.
+#[derive(Debug)]
+pub struct Seals(Sealer);
+
 /// Seals and unseals the values of one store.
 pub(super) struct Sealer {
     path: PathBuf,
@@ -52,6 +56,30 @@ struct DataKey {
 /// A value that cannot be unsealed.
 #[derive(Debug)]
 pub(super) struct Unsealable;
+
+// === impl Seals ===
+
+impl Seals {
+    /// What sealing adds to a value.
+    pub const OVERHEAD: usize = OVERHEAD;
+
+    /// Reads the data keys in `dir`, or makes one. What was sealed with a lost one cannot be unsealed; that is no error
+    /// here. Blocks.
+    pub fn open(dir: &Path, keys: &Keys) -> Result<Seals, OpenError> {
+        Sealer::open(dir, keys, true, &mut Vec::new()).map(Seals)
+    }
+
+    /// The stored form of a value, bound to `tree` and `key` (at most [`MAX_KEY`] bytes). `None`: the system gives no
+    /// random numbers.
+    pub fn seal(&self, tree: u8, key: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
+        self.0.seal(tree, key, plain)
+    }
+
+    /// The value behind a stored form; `None` when it is not one, or of another place.
+    pub fn unseal(&self, tree: u8, key: &[u8], stored: &[u8]) -> Option<Vec<u8>> {
+        self.0.unseal(tree, key, stored).ok()
+    }
+}
 
 // === impl Sealer ===
 

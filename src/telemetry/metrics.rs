@@ -54,6 +54,22 @@ pub struct Metrics {
     pub cache_entries: Gauge,
     /// Bytes of copies kept in memory.
     pub cache_bytes: Gauge,
+    /// Whether there is a second tier: 1 or 0.
+    pub cache_disk_up: Gauge,
+    /// Copies on disk.
+    pub cache_disk_entries: Gauge,
+    /// Bytes of the files of the second tier.
+    pub cache_disk_bytes: Gauge,
+    /// Bytes in them that count.
+    pub cache_disk_live_bytes: Gauge,
+    /// Copies that were read from disk.
+    pub cache_disk_hits: Counter,
+    /// Copies written to disk.
+    pub cache_disk_written: Counter,
+    /// Copies on disk whose time was renewed.
+    pub cache_disk_renewed: Counter,
+    /// What the second tier did not take, or gave up: `full`, `space`, `too-large`, `undecodable`, `failed`, `off`.
+    pub cache_disk_dropped: Family<ResultLabels, Counter>,
     /// Unsettled writes, by state.
     pub queue_depth: Family<StateLabels, Gauge>,
     /// Age of the oldest unsettled write, in seconds.
@@ -234,6 +250,19 @@ impl Metrics {
         );
         let cache_entries = metric!("cache_entries", "Copies kept in memory", Gauge::default());
         let cache_bytes = metric!("cache_bytes", "Bytes of copies kept in memory", Gauge::default());
+        let cache_disk_up =
+            metric!("cache_disk_up", "Whether there is a second tier on disk", Gauge::default());
+        let cache_disk_entries = metric!("cache_disk_entries", "Copies on disk", Gauge::default());
+        let cache_disk_bytes =
+            metric!("cache_disk_bytes", "Bytes of the files of the second tier", Gauge::default());
+        let cache_disk_live_bytes =
+            metric!("cache_disk_live_bytes", "Bytes in the second tier that count", Gauge::default());
+        let cache_disk_hits = metric!("cache_disk_hits", "Copies read from disk", Counter::default());
+        let cache_disk_written = metric!("cache_disk_written", "Copies written to disk", Counter::default());
+        let cache_disk_renewed =
+            metric!("cache_disk_renewed", "Copies on disk whose time was renewed", Counter::default());
+        let cache_disk_dropped =
+            metric!("cache_disk_dropped", "What the second tier did not take or gave up", Family::default());
         let queue_depth = metric!("queue_depth", "Unsettled writes by state", Family::default());
         let queue_oldest_seconds =
             metric!("queue_oldest_seconds", "Age of the oldest unsettled write", Gauge::default());
@@ -289,6 +318,14 @@ impl Metrics {
             cache_stale_age_seconds,
             cache_entries,
             cache_bytes,
+            cache_disk_up,
+            cache_disk_entries,
+            cache_disk_bytes,
+            cache_disk_live_bytes,
+            cache_disk_hits,
+            cache_disk_written,
+            cache_disk_renewed,
+            cache_disk_dropped,
             queue_depth,
             queue_oldest_seconds,
             queue_settled,

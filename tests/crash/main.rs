@@ -12,6 +12,7 @@ mod support;
 #[path = "../process/mod.rs"]
 mod process;
 
+mod cache;
 mod outage;
 mod random;
 mod unknown;

@@ -10,7 +10,8 @@ use serde_json::json;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_forced_open_breaker_survives_a_kill_and_probes_before_it_closes() {
     let simulator = simulator().await;
-    let setup = Setup::new(&simulator.url(), &[]);
+    // Without what is on disk the refusal shows after the restart.
+    let setup = Setup::new(&simulator.url(), &["cache.disk=false"]);
     let server = setup.start().await;
     let path = format!("/shipments/{}", shipments(&server).await[0]);
     assert_eq!(server.get(&path).await.source(), "upstream");

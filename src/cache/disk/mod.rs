@@ -1,0 +1,889 @@
+//! The second tier: copies on disk, so that a proxy that starts in the middle of an outage serves what it knew.
+//!
+//! A store of its own under `data_dir/cache`, never the queue's. **A response never waits for it**: what is kept is
+//! offered to a bounded list, from which one task writes behind, at most 2,000 copies and 16 MiB a second; what finds
+//! no room is dropped and counted. A copy whose body is on disk already only renews its time, at most every 30 s.
+//! Whether something is there is answered from memory ([`Disk::may_have`]); only then is the disk read.
+//!
+//! Invariants:
+//! - Nothing that goes wrong here is more than a miss: what cannot be opened leaves a proxy without a second tier, which
+//!   says so in the log, the status and `seawall_cache_disk_up`, and tries again; what cannot be read is forgotten.
+//! - The files take at most `cache.disk_max`, copies made for tidying included (see `log`).
+//! - **It never takes the space that a 202 needs.** Above what the queue must have free, there is a band in which
+//!   nothing is written here, and below it one in which the oldest files go until none is left.
+//! - What another process wrote is never fresh, and a wall clock that went back makes it no younger.
+//!
+//! Not sled, unlike the queue (docs/adr/0007): it would be twice as large on disk, hold 100 MB and more in memory, and
+//! take ten times the processor's time, for guarantees that a cache does not need.
+
+mod index;
+mod log;
+mod pending;
+pub(crate) mod record;
+#[cfg(test)]
+mod tests;
+
+use super::entry::{About, Entry};
+use super::invalidate::Moment;
+use super::key::Key;
+use super::policy::Facts;
+use crate::clock::Clock;
+use crate::ids::PartitionId;
+use crate::store::{Io, Keys, Seals};
+use crate::task::Tasks;
+use crate::telemetry::{Metrics, ResultLabels};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use index::Note;
+use jiff::Timestamp;
+use log::{Handle, Log, LogError, Table, Write, Written};
+use pending::{Change, Offered, Pace, Pending};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use record::{Head, Id, Source};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+/// How the tier is run.
+#[derive(Clone)]
+pub struct DiskOptions {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// The most bytes of all files.
+    pub max: u64,
+    /// Bytes that the queue must have free on the volume.
+    pub reserve: u64,
+    /// The keys of the installation.
+    pub keys: Arc<Keys>,
+    /// The seam for tests.
+    pub io: Arc<dyn Io>,
+}
+
+/// The tier. One for the process.
+pub(crate) struct Disk {
+    options: DiskOptions,
+    clock: Clock,
+    /// Names this process in what it writes.
+    run: u64,
+    started: Instant,
+    seed: [u64; 2],
+    pending: Mutex<Pending<Kept>>,
+    has_pending: Notify,
+    reading: Mutex<Reading>,
+    phase: watch::Sender<Phase>,
+    commands: mpsc::Sender<Command>,
+    counters: Counters,
+}
+
+/// A copy that is to be on disk.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    pub(crate) key: Key,
+    pub(crate) entry: Arc<Entry>,
+}
+
+/// A copy that was on disk.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    pub(crate) status: StatusCode,
+    /// The origin's fields.
+    pub(crate) fields: HeaderMap,
+    pub(crate) selecting: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) facts: Facts,
+    pub(crate) at: Timestamp,
+    pub(crate) began: Moment,
+}
+
+/// Whether there is a tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It is being opened.
+    Loading,
+    On,
+    /// There is none, for this reason.
+    Off(Arc<str>),
+}
+
+/// Which copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// One, by the id that a list shows.
+    Id(String),
+    /// Those of a path, with any query.
+    Path(String),
+    /// Those whose path begins so.
+    Prefix(String),
+    /// Those of a tag.
+    Tag(String),
+    /// Those of a partition.
+    Partition(PartitionId),
+    /// All.
+    All,
+}
+
+/// A copy in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// Names it on disk; also the cursor for what comes after it.
+    pub id: String,
+    /// Path and query.
+    pub path: String,
+    /// The tag of its route.
+    pub tag: String,
+    /// Whose it is.
+    pub partition: PartitionId,
+    /// The status of the answer.
+    pub status: u16,
+    /// When the upstream last confirmed it.
+    pub confirmed_at: String,
+    /// Seconds since then.
+    pub age_seconds: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    #[serde(skip)]
+    pub(crate) key: [u8; 32],
+}
+
+/// What the tier did since the start, and what it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DiskStats {
+    /// `on`, `loading`, or why there is none.
+    pub state: String,
+    /// Copies on disk.
+    pub entries: u64,
+    /// Their bytes.
+    pub live_bytes: u64,
+    /// Bytes of all files.
+    pub disk_bytes: u64,
+    /// What these may grow to.
+    pub max_bytes: u64,
+    /// Copies that wait to be written.
+    pub waiting: u64,
+    /// Copies written.
+    pub written: u64,
+    /// Copies whose time was renewed.
+    pub renewed: u64,
+    /// Copies read.
+    pub hits: u64,
+    /// What was not kept, or was forgotten, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Default)]
+enum Reading {
+    #[default]
+    Nothing,
+    From(Arc<Mutex<Table>>, Arc<Seals>),
+}
+
+enum Command {
+    Purge(Which, bool, oneshot::Sender<Result<Vec<Listed>, String>>),
+    Flush(oneshot::Sender<()>),
+}
+
+struct Counters {
+    /// In the order of [`REASONS`].
+    dropped: [Counter; REASONS.len()],
+    hits: Counter,
+    written: Counter,
+    renewed: Counter,
+    up: Gauge,
+    entries: Gauge,
+    live_bytes: Gauge,
+    disk_bytes: Gauge,
+    disk: AtomicU64,
+}
+
+/// What the writing task owns.
+struct Writer {
+    disk: Arc<Disk>,
+    commands: mpsc::Receiver<Command>,
+    log: Option<Box<Log>>,
+    pace: Pace,
+    paid: Instant,
+    looked: Option<Instant>,
+    opened: Option<Instant>,
+    rests_until: Option<Instant>,
+    is_low: bool,
+    may_open: bool,
+}
+
+/// What the writer gathers before it writes.
+const GATHER: Duration = Duration::from_millis(200);
+/// How often it looks at the free space.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long it leaves a folder that could not be opened.
+const REOPEN: Duration = Duration::from_secs(60);
+/// How long it leaves a disk that could not be written.
+const REST: Duration = Duration::from_secs(10);
+/// How seldom the time of an unchanged copy is renewed.
+const RENEW: u64 = 30_000;
+/// The reasons of `seawall_cache_disk_dropped_total`.
+const REASONS: [&str; 6] = ["full", "space", "too-large", "undecodable", "failed", "off"];
+
+// === impl Disk ===
+
+impl Disk {
+    /// Opens the tier in the background.
+    pub(crate) fn start(options: DiskOptions, clock: Clock, metrics: &Metrics, tasks: &Tasks) -> Arc<Self> {
+        let (commands, receiver) = mpsc::channel(16);
+        let disk = Arc::new(Self {
+            options,
+            clock,
+            run: fastrand::u64(1..),
+            started: Instant::now(),
+            seed: [fastrand::u64(..) | 1, fastrand::u64(..) | 1],
+            pending: Mutex::default(),
+            has_pending: Notify::new(),
+            reading: Mutex::default(),
+            phase: watch::Sender::new(Phase::Loading),
+            commands,
+            counters: Counters::new(metrics),
+        });
+        let writer = Writer {
+            disk: disk.clone(),
+            commands: receiver,
+            log: None,
+            pace: Pace::new(),
+            paid: Instant::now(),
+            looked: None,
+            opened: None,
+            rests_until: None,
+            is_low: false,
+            may_open: true,
+        };
+        let cancel = tasks.cancelled();
+        tasks.spawn("cache-disk", writer.run(cancel));
+        disk
+    }
+
+    /// A copy is to be on disk. Never waits.
+    pub(crate) fn keep(&self, key: Key, entry: &Arc<Entry>) {
+        if entry.status != StatusCode::OK {
+            return;
+        }
+        if matches!(&*self.phase.borrow(), Phase::Off(_)) {
+            self.counters.drop("off");
+            return;
+        }
+        let id = Id::of(&key.0, entry.selecting());
+        let bytes = entry.body.len() + 1024;
+        self.offer(id, Change::Put(Kept { key, entry: entry.clone() }), bytes);
+    }
+
+    /// A copy is not to be on disk any more. Never waits.
+    pub(crate) fn forget(&self, key: &Key, entry: &Entry) {
+        self.offer(Id::of(&key.0, entry.selecting()), Change::Delete, 64);
+    }
+
+    /// No variant of a key is to be on disk any more. Never waits.
+    pub(crate) fn forget_all(&self, key: &Key) {
+        let ids: Vec<Id> = match &*lock(&self.reading) {
+            Reading::Nothing => return,
+            Reading::From(table, _) => {
+                lock(table).index.variants(&key.0).into_iter().map(|(id, _)| id).collect()
+            }
+        };
+        for id in ids {
+            self.offer(id, Change::Delete, 64);
+        }
+    }
+
+    fn offer(&self, id: Id, change: Change<Kept>, bytes: usize) {
+        match lock(&self.pending).offer(id, change, bytes) {
+            Offered::First => self.has_pending.notify_one(),
+            Offered::Waits => {}
+            Offered::Dropped => self.counters.drop("full"),
+        }
+    }
+
+    /// Whether any variant of this key is on disk, from memory alone. While the tier is being opened: no.
+    pub(crate) fn may_have(&self, key: &Key) -> bool {
+        match &*lock(&self.reading) {
+            Reading::Nothing => false,
+            Reading::From(table, _) => lock(table).index.has(&key.0),
+        }
+    }
+
+    /// Whether it is still being opened.
+    pub(crate) fn is_loading(&self) -> bool {
+        *self.phase.borrow() == Phase::Loading
+    }
+
+    /// Waits until it is open, or cannot be opened.
+    pub(crate) async fn loaded(&self) -> Phase {
+        let mut phase = self.phase.subscribe();
+        match phase.wait_for(|phase| *phase != Phase::Loading).await {
+            Ok(phase) => phase.clone(),
+            Err(_) => Phase::Off("the process ends".into()),
+        }
+    }
+
+    /// The variants of a key that can be read.
+    pub(crate) async fn find(self: &Arc<Self>, key: &Key) -> Vec<Restored> {
+        let (handles, newest) = match &*lock(&self.reading) {
+            Reading::Nothing => return Vec::new(),
+            Reading::From(table, seals) => {
+                let mut table = lock(table);
+                (table.handles(&key.0, seals), table.index.newest())
+            }
+        };
+        if handles.is_empty() {
+            return Vec::new();
+        }
+        let (this, key) = (self.clone(), key.0);
+        let work = move || handles.iter().filter_map(|handle| this.restore(handle, &key, newest)).collect();
+        tokio::task::spawn_blocking(work).await.unwrap_or_default()
+    }
+
+    fn restore(&self, handle: &Handle, key: &[u8; 32], newest: i64) -> Option<Restored> {
+        let restored = handle.head().filter(|head| head.is_of(key)).and_then(|head| {
+            let body = handle.body()?;
+            let mut facts = head.facts();
+            if head.run != self.run {
+                facts.lifetime = Duration::ZERO;
+                facts.stale_while_revalidate = None;
+            }
+            Some(Restored {
+                status: head.status()?,
+                fields: head.fields()?,
+                selecting: head.selecting()?,
+                body: Bytes::from(body),
+                facts,
+                at: record::confirmed(handle.slot.at, newest, self.clock.now()),
+                began: Moment::of(head.began),
+            })
+        });
+        if restored.is_some() {
+            self.counters.hits.inc();
+        } else if self.is_current(handle) {
+            // Not when it was only given up meanwhile.
+            self.counters.drop("undecodable");
+            self.offer(handle.id, Change::Delete, 64);
+        }
+        restored
+    }
+
+    fn is_current(&self, handle: &Handle) -> bool {
+        match &*lock(&self.reading) {
+            Reading::Nothing => false,
+            Reading::From(table, _) => lock(table)
+                .index
+                .get(&handle.id)
+                .is_some_and(|slot| slot.record == handle.slot.record && slot.body == handle.slot.body),
+        }
+    }
+
+    /// Deletes copies, on disk before it answers; with `is_dry` only tells which it would. They are deleted of what
+    /// waits to be written too.
+    pub(crate) async fn purge(&self, which: Which, is_dry: bool) -> Result<Vec<Listed>, String> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || "the second tier is not there any more".to_owned();
+        self.commands.send(Command::Purge(which, is_dry, answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Waits until what was offered so far is on disk, whatever the pace.
+    pub(crate) async fn flush(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.commands.send(Command::Flush(answer)).await.is_ok() {
+            let _ = answered.await;
+        }
+    }
+
+    /// Copies in the order of their ids, after one.
+    pub(crate) async fn list(self: &Arc<Self>, after: Option<&str>, limit: usize) -> Vec<Listed> {
+        let after = after.and_then(|after| after.parse::<Id>().ok());
+        let this = self.clone();
+        let work = move || this.listed(after, limit, &mut |_| true);
+        tokio::task::spawn_blocking(work).await.unwrap_or_default()
+    }
+
+    /// Blocks.
+    fn listed(
+        &self,
+        after: Option<Id>,
+        limit: usize,
+        is_meant: &mut dyn FnMut(&Listed) -> bool,
+    ) -> Vec<Listed> {
+        const STEP: usize = 256;
+        let mut found = Vec::new();
+        let mut last = after;
+        while found.len() < limit {
+            let handles: Vec<Handle> = match &*lock(&self.reading) {
+                Reading::Nothing => return found,
+                Reading::From(table, seals) => {
+                    let table = lock(table);
+                    let ids: Vec<Id> = table.index.after(last).take(STEP).map(|(id, _)| *id).collect();
+                    ids.into_iter().filter_map(|id| table.handle(id, seals)).collect()
+                }
+            };
+            let Some(end) = handles.last() else { break };
+            last = Some(end.id);
+            let now = self.clock.now();
+            for handle in handles {
+                let Some(head) = handle.head() else { continue };
+                let Some(key) = record::unhex(&head.key) else { continue };
+                let at = Timestamp::from_microsecond(handle.slot.at).unwrap_or(Timestamp::UNIX_EPOCH);
+                let listed = Listed {
+                    id: handle.id.to_string(),
+                    status: head.status().map_or(0, |status| status.as_u16()),
+                    path: head.path,
+                    tag: head.tag,
+                    partition: handle.slot.partition,
+                    confirmed_at: at.to_string(),
+                    age_seconds: crate::clock::since(now, at).as_secs(),
+                    bytes: handle.slot.bytes(),
+                    key,
+                };
+                if is_meant(&listed) {
+                    found.push(listed);
+                    if found.len() == limit {
+                        break;
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    pub(crate) fn stats(&self) -> DiskStats {
+        let (entries, live_bytes) = match &*lock(&self.reading) {
+            Reading::Nothing => (0, 0),
+            Reading::From(table, _) => {
+                let table = lock(table);
+                (table.index.len() as u64, table.index.live_bytes())
+            }
+        };
+        let counters = &self.counters;
+        let disk_bytes = counters.disk.load(Ordering::Relaxed);
+        counters.entries.set(entries.cast_signed());
+        counters.live_bytes.set(live_bytes.cast_signed());
+        counters.disk_bytes.set(disk_bytes.cast_signed());
+        DiskStats {
+            state: match &*self.phase.borrow() {
+                Phase::Loading => "loading".to_owned(),
+                Phase::On => "on".to_owned(),
+                Phase::Off(why) => format!("off: {why}"),
+            },
+            entries,
+            live_bytes,
+            disk_bytes,
+            max_bytes: self.options.max,
+            waiting: lock(&self.pending).len() as u64,
+            written: counters.written.get(),
+            renewed: counters.renewed.get(),
+            hits: counters.hits.get(),
+            dropped: REASONS.into_iter().zip(counters.dropped.iter().map(Counter::get)).collect(),
+        }
+    }
+
+    /// A keyed hash: nobody outside can make two bodies that share it.
+    fn print(&self, body: &[u8]) -> u64 {
+        let mix = |a: u64, b: u64| {
+            let wide = u128::from(a) * u128::from(b);
+            (wide as u64) ^ ((wide >> 64) as u64)
+        };
+        let mut hash = self.seed[0] ^ body.len() as u64;
+        let (blocks, rest) = body.as_chunks::<16>();
+        let mut last = [0; 16];
+        last[..rest.len()].copy_from_slice(rest);
+        for block in blocks.iter().chain([&last]) {
+            let wide = u128::from_le_bytes(*block);
+            hash = mix(wide as u64 ^ self.seed[1], (wide >> 64) as u64 ^ hash);
+        }
+        mix(hash ^ self.seed[0], self.seed[1])
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Writes what was taken. Blocks. Gives the log back, and whether the disk did as it was told.
+    fn write(&self, log: &mut Log, changes: Vec<(Id, Change<Kept>)>) -> bool {
+        let mut is_well = true;
+        for (id, change) in changes {
+            let result = match change {
+                Change::Delete => log.delete(&id).map(|_| None),
+                Change::Put(kept) => self.put(log, id, &kept).map(Some),
+            };
+            match result {
+                Ok(Some(Written::TooLarge)) => self.counters.drop("too-large"),
+                Ok(_) => {}
+                Err(error) => {
+                    self.counters.drop("failed");
+                    if is_well {
+                        tracing::warn!(%error, "the cache cannot write to its disk");
+                    }
+                    is_well = false;
+                }
+            }
+        }
+        if let Err(error) = log.sync() {
+            tracing::warn!(%error, "the cache cannot sync its disk");
+            is_well = false;
+        }
+        self.counters.disk.store(log.disk_bytes(), Ordering::Relaxed);
+        is_well
+    }
+
+    fn put(&self, log: &mut Log, id: Id, kept: &Kept) -> std::io::Result<Written> {
+        let Kept { key, entry } = kept;
+        let began = entry.began.number();
+        let note = Note { print: self.print(&entry.body), began, at: self.millis() };
+        let before = match &*lock(&self.reading) {
+            Reading::Nothing => None,
+            Reading::From(table, _) => lock(table).index.get(&id).and_then(|slot| slot.note),
+        };
+        let is_same = before.is_some_and(|before| before.print == note.print);
+        if is_same && before.is_some_and(|before| before.began == began && note.at < before.at + RENEW) {
+            return Ok(Written::Yes);
+        }
+        let head = Head::of(&Source {
+            key: &key.0,
+            path: &entry.about.path,
+            tag: entry.about.tag(),
+            status: entry.status,
+            began,
+            run: self.run,
+            facts: &entry.facts,
+            fields: &entry.origin_fields(),
+            selecting: entry.selecting(),
+        });
+        let mut write = Write {
+            id,
+            partition: entry.about.partition,
+            at: entry.confirmed.at.as_microsecond(),
+            head,
+            body: (!is_same).then_some(&entry.body),
+        };
+        let mut written = log.write(&write)?;
+        if written == Written::Gone {
+            write.body = Some(&entry.body);
+            written = log.write(&write)?;
+        }
+        if written == Written::Yes {
+            let counter = if write.body.is_some() { &self.counters.written } else { &self.counters.renewed };
+            counter.inc();
+            if let Reading::From(table, _) = &*lock(&self.reading) {
+                lock(table).index.note(&id, note);
+            }
+        }
+        Ok(written)
+    }
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk").field("dir", &self.options.dir).finish_non_exhaustive()
+    }
+}
+
+// === impl Which ===
+
+impl Which {
+    fn means(&self, listed: &Listed) -> bool {
+        if let Self::Id(id) = self {
+            return listed.id == *id;
+        }
+        self.means_those(&listed.path, &listed.tag, listed.partition)
+    }
+
+    /// Whether it means a copy in memory.
+    pub(crate) fn means_entry(&self, key: &Key, entry: &Entry) -> bool {
+        if let Self::Id(id) = self {
+            return Id::of(&key.0, entry.selecting()).to_string() == *id;
+        }
+        let About { partition, path, .. } = &*entry.about;
+        self.means_those(path, entry.about.tag(), *partition)
+    }
+
+    fn means_those(&self, path: &str, tag: &str, partition: PartitionId) -> bool {
+        match self {
+            Self::Id(_) => false,
+            Self::Path(wanted) => without_query(path) == without_query(wanted),
+            Self::Prefix(prefix) => path.starts_with(prefix.as_str()),
+            Self::Tag(wanted) => tag == wanted,
+            Self::Partition(wanted) => partition == *wanted,
+            Self::All => true,
+        }
+    }
+}
+
+fn without_query(path: &str) -> &str {
+    path.split('?').next().unwrap_or_default()
+}
+
+// === impl Writer ===
+
+impl Writer {
+    async fn run(mut self, cancel: tokio_util::sync::CancellationToken) {
+        self.open().await;
+        let disk = self.disk.clone();
+        loop {
+            let has_pending = lock(&disk.pending).len() > 0;
+            let next = if has_pending { GATHER } else { LOOK };
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    None => break,
+                },
+                () = disk.has_pending.notified(), if !has_pending => {}
+                () = tokio::time::sleep(next) => {
+                    if has_pending {
+                        self.write(false).await;
+                    }
+                    self.look().await;
+                }
+            }
+        }
+        self.write(true).await;
+        self.shut("the process ends");
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Flush(answer) => {
+                self.write(true).await;
+                let _ = answer.send(());
+            }
+            Command::Purge(which, is_dry, answer) => {
+                let _ = answer.send(self.purge(which, is_dry).await);
+            }
+        }
+    }
+
+    /// Opens the log, unless that was tried of late.
+    async fn open(&mut self) {
+        let may = self.may_open && self.opened.is_none_or(|at| at.elapsed() >= REOPEN);
+        if self.log.is_some() || !may {
+            return;
+        }
+        self.opened = Some(Instant::now());
+        let DiskOptions { dir, max, keys, io, .. } = self.disk.options.clone();
+        let opened = tokio::task::spawn_blocking(move || Log::open(&dir, &keys, max, io)).await;
+        let opened = opened.unwrap_or_else(|panic| Err(LogError::Io(std::io::Error::other(panic))));
+        match opened {
+            Ok(log) => {
+                let (table, seals) = log.shared();
+                let entries = lock(&table).index.len();
+                tracing::info!(entries, bytes = log.disk_bytes(), "the cache on disk is open");
+                self.disk.counters.disk.store(log.disk_bytes(), Ordering::Relaxed);
+                *lock(&self.disk.reading) = Reading::From(table, seals);
+                self.log = Some(Box::new(log));
+                self.disk.counters.up.set(1);
+                self.disk.phase.send_replace(Phase::On);
+                self.look().await;
+            }
+            Err(error) => {
+                self.may_open = !matches!(error, LogError::Newer { .. });
+                tracing::warn!(%error, "there is no cache on disk; all else works");
+                self.shut(&error.to_string());
+            }
+        }
+    }
+
+    fn shut(&mut self, why: &str) {
+        *lock(&self.disk.reading) = Reading::Nothing;
+        self.log = None;
+        self.disk.counters.up.set(0);
+        self.disk.counters.disk.store(0, Ordering::Relaxed);
+        lock(&self.disk.pending).retain(|_, _| false);
+        self.disk.phase.send_replace(Phase::Off(why.into()));
+    }
+
+    /// Looks at the free space, and again at a folder that could not be opened.
+    async fn look(&mut self) {
+        if self.log.is_none() {
+            return Box::pin(self.open()).await;
+        }
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let reserve = self.disk.options.reserve;
+        let was_low = self.is_low;
+        let looked = self
+            .with_log(move |_, log| {
+                let (soft, hard) = (reserve + reserve / 2, reserve + reserve / 4);
+                let mut free = log.free_bytes()?;
+                let is_low = free < soft;
+                let before = log.disk_bytes();
+                while free < hard && log.disk_bytes() > 0 {
+                    // A piece at a time: files go until there is space.
+                    log.shrink(log.disk_bytes() - 1);
+                    free = log.free_bytes()?;
+                }
+                Ok::<_, std::io::Error>((is_low, free, before - log.disk_bytes(), log.disk_bytes()))
+            })
+            .await;
+        match looked {
+            Some(Ok((is_low, free, given_up, left))) => {
+                self.is_low = is_low;
+                self.disk.counters.disk.store(left, Ordering::Relaxed);
+                if given_up > 0 {
+                    self.disk.counters.drop("space");
+                    tracing::warn!(free, given_up, left, "space is short: the cache gave up files");
+                } else if is_low != was_low {
+                    tracing::warn!(
+                        free,
+                        is_low,
+                        "whether space is short has changed: then the cache writes nothing"
+                    );
+                }
+            }
+            Some(Err(error)) => {
+                // As with too little: a disk that does not answer takes no copies.
+                self.is_low = true;
+                tracing::warn!(%error, "the free space is not known: the cache writes nothing");
+            }
+            None => {}
+        }
+    }
+
+    /// Writes what waits: as much as the pace allows, or all.
+    async fn write(&mut self, is_all: bool) {
+        let now = Instant::now();
+        self.pace.earn(now.saturating_duration_since(self.paid));
+        self.paid = now;
+        if is_all {
+            self.look().await;
+        }
+        loop {
+            let changes = lock(&self.disk.pending).take(&mut self.pace);
+            if changes.is_empty() && !(is_all && lock(&self.disk.pending).len() > 0) {
+                return;
+            }
+            if self.log.is_none() {
+                lock(&self.disk.pending).retain(|_, _| false);
+                return;
+            }
+            let is_resting = self.rests_until.is_some_and(|until| now < until);
+            let changes: Vec<_> = if self.is_low || is_resting {
+                let reason = if self.is_low { "space" } else { "failed" };
+                changes
+                    .into_iter()
+                    .filter(|(_, change)| {
+                        let is_deletion = matches!(change, Change::Delete);
+                        if !is_deletion {
+                            self.disk.counters.drop(reason);
+                        }
+                        is_deletion
+                    })
+                    .collect()
+            } else {
+                changes
+            };
+            let is_well = self.with_log(move |disk, log| disk.write(log, changes)).await;
+            if is_well == Some(false) {
+                self.rests_until = Some(now + REST);
+            }
+            if !is_all {
+                return;
+            }
+            self.pace = Pace::new();
+        }
+    }
+
+    async fn purge(&mut self, which: Which, is_dry: bool) -> Result<Vec<Listed>, String> {
+        if !is_dry {
+            let wanted = which.clone();
+            // A deletion of what is replaced must still be done.
+            lock(&self.disk.pending).retain(|_, change| match change {
+                Change::Put(kept) => !wanted.means_entry(&kept.key, &kept.entry),
+                Change::Delete => true,
+            });
+        }
+        if self.log.is_none() {
+            // What could not be opened may be another time, and would still hold it.
+            return Err("there is no cache on disk at present, so nothing in it can be deleted".to_owned());
+        }
+        let purged = self
+            .with_log(move |disk, log| {
+                let found = disk.listed(None, usize::MAX, &mut |listed| which.means(listed));
+                if is_dry {
+                    return Ok(found);
+                }
+                if which == Which::All {
+                    log.shrink(0);
+                } else {
+                    for listed in &found {
+                        if let Ok(id) = listed.id.parse::<Id>() {
+                            log.delete(&id)?;
+                        }
+                    }
+                    log.sync()?;
+                }
+                disk.counters.disk.store(log.disk_bytes(), Ordering::Relaxed);
+                Ok::<_, std::io::Error>(found)
+            })
+            .await;
+        match purged {
+            Some(Ok(found)) => Ok(found),
+            Some(Err(error)) => Err(format!("the cache on disk could not be changed: {error}")),
+            None => Err("the cache on disk could not be changed".to_owned()),
+        }
+    }
+
+    /// Does something with the log where it may block. `None`: there is none, or the work panicked and took it along.
+    async fn with_log<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Disk, &mut Log) -> T + Send + 'static,
+    ) -> Option<T> {
+        let mut log = self.log.take()?;
+        let disk = self.disk.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work(&disk, &mut log);
+            (log, done)
+        });
+        match done.await {
+            Ok((log, done)) => {
+                self.log = Some(log);
+                Some(done)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the cache on disk stopped working; this is a bug");
+                self.shut("its task stopped working");
+                None
+            }
+        }
+    }
+}
+
+// === impl Counters ===
+
+impl Counters {
+    fn new(metrics: &Metrics) -> Self {
+        Self {
+            dropped: REASONS
+                .map(|result| metrics.cache_disk_dropped.get_or_create(&ResultLabels { result }).clone()),
+            hits: metrics.cache_disk_hits.clone(),
+            written: metrics.cache_disk_written.clone(),
+            renewed: metrics.cache_disk_renewed.clone(),
+            up: metrics.cache_disk_up.clone(),
+            entries: metrics.cache_disk_entries.clone(),
+            live_bytes: metrics.cache_disk_live_bytes.clone(),
+            disk_bytes: metrics.cache_disk_bytes.clone(),
+            disk: AtomicU64::new(0),
+        }
+    }
+
+    fn drop(&self, result: &'static str) {
+        if let Some(at) = REASONS.iter().position(|reason| *reason == result) {
+            self.dropped[at].inc();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,215 @@
+//! Pure. What waits to be written: coalesced by copy, bounded, paced.
+//!
+//! A copy that waits and is replaced is written once. What is full drops what is new, which is counted; a deletion is
+//! let in far longer, since losing one brings back what was gone. [`Pace`] is two token buckets.
+
+use super::record::Id;
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+/// Copies that wait at most.
+const MOST: usize = 4096;
+/// Their bytes at most.
+const MOST_BYTES: usize = 32 << 20;
+/// Deletions are let in up to so many times the bound.
+const DELETIONS: usize = 8;
+
+/// What is to be done with a copy.
+#[derive(Debug)]
+pub(crate) enum Change<T> {
+    Put(T),
+    Delete,
+}
+
+/// What became of a change that was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offered {
+    /// It waits; nothing waited before.
+    First,
+    /// It waits.
+    Waits,
+    /// There was no room.
+    Dropped,
+}
+
+/// All that waits.
+#[derive(Debug)]
+pub(crate) struct Pending<T> {
+    changes: HashMap<Id, (Change<T>, usize)>,
+    order: VecDeque<Id>,
+    bytes: usize,
+}
+
+/// How much may be written now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    copies: f64,
+    bytes: f64,
+}
+
+// === impl Pending ===
+
+impl<T> Default for Pending<T> {
+    fn default() -> Self {
+        Self { changes: HashMap::new(), order: VecDeque::new(), bytes: 0 }
+    }
+}
+
+impl<T> Pending<T> {
+    /// A change of a copy, in place of one that waits. `bytes`: what it holds in memory.
+    pub(crate) fn offer(&mut self, id: Id, change: Change<T>, bytes: usize) -> Offered {
+        if let Some((old, old_bytes)) = self.changes.get_mut(&id) {
+            self.bytes = self.bytes - *old_bytes + bytes;
+            *old = change;
+            *old_bytes = bytes;
+            return Offered::Waits;
+        }
+        let has_room = match change {
+            Change::Put(_) => self.changes.len() < MOST && self.bytes + bytes <= MOST_BYTES,
+            Change::Delete => self.changes.len() < MOST * DELETIONS,
+        };
+        if !has_room {
+            return Offered::Dropped;
+        }
+        let is_first = self.changes.is_empty();
+        self.bytes += bytes;
+        self.changes.insert(id, (change, bytes));
+        self.order.push_back(id);
+        if is_first { Offered::First } else { Offered::Waits }
+    }
+
+    /// The oldest changes that the pace allows, at least one.
+    pub(crate) fn take(&mut self, pace: &mut Pace) -> Vec<(Id, Change<T>)> {
+        let mut taken = Vec::new();
+        while let Some(id) = self.order.front().copied() {
+            let bytes = self.changes.get(&id).map_or(0, |(_, bytes)| *bytes);
+            if !pace.spend(bytes) {
+                break;
+            }
+            self.order.pop_front();
+            if let Some((change, _)) = self.changes.remove(&id) {
+                self.bytes -= bytes;
+                taken.push((id, change));
+            }
+        }
+        taken
+    }
+
+    /// Forgets what is not wanted any more.
+    pub(crate) fn retain(&mut self, mut is_kept: impl FnMut(&Id, &Change<T>) -> bool) {
+        let Self { changes, order, bytes } = self;
+        order.retain(|id| {
+            let is_kept = changes.get(id).is_some_and(|(change, _)| is_kept(id, change));
+            if !is_kept && let Some((_, gone)) = changes.remove(id) {
+                *bytes -= gone;
+            }
+            is_kept
+        });
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.changes.len()
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    /// Copies a second.
+    pub(crate) const COPIES: f64 = 2000.0;
+    /// Bytes a second.
+    pub(crate) const BYTES: f64 = 16.0 * 1024.0 * 1024.0;
+    /// What can be saved up, in seconds.
+    const BURST: f64 = 0.5;
+
+    pub(crate) fn new() -> Self {
+        Self { copies: Self::COPIES * Self::BURST, bytes: Self::BYTES * Self::BURST }
+    }
+
+    /// Time has gone by.
+    pub(crate) fn earn(&mut self, span: Duration) {
+        let span = span.as_secs_f64();
+        self.copies = (self.copies + span * Self::COPIES).min(Self::COPIES * Self::BURST);
+        self.bytes = (self.bytes + span * Self::BYTES).min(Self::BYTES * Self::BURST);
+    }
+
+    /// Whether one copy of so many bytes may be written. What is larger than all that can be saved up goes on credit.
+    fn spend(&mut self, bytes: usize) -> bool {
+        if self.copies < 1.0 || self.bytes <= 0.0 {
+            return false;
+        }
+        self.copies -= 1.0;
+        self.bytes -= bytes as f64;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u32) -> Id {
+        let mut id = [0; 24];
+        id[..4].copy_from_slice(&number.to_be_bytes());
+        Id(id)
+    }
+
+    #[test]
+    fn what_waits_is_written_once_in_the_order_in_which_it_came() {
+        let mut pending = Pending::default();
+        assert_eq!(pending.offer(id(1), Change::Put("a"), 10), Offered::First);
+        assert_eq!(pending.offer(id(2), Change::Put("b"), 10), Offered::Waits);
+        assert_eq!(pending.offer(id(1), Change::Put("c"), 30), Offered::Waits);
+        pending.offer(id(2), Change::Delete, 0);
+        let taken = pending.take(&mut Pace::new());
+        assert!(
+            matches!(taken[..], [(one, Change::Put("c")), (two, Change::Delete)] if one == id(1) && two == id(2))
+        );
+        assert_eq!((pending.len(), pending.bytes), (0, 0));
+    }
+
+    #[test]
+    fn what_is_full_drops_copies_and_still_takes_replacements_and_deletions() {
+        let mut pending = Pending::default();
+        for number in 0..MOST as u32 {
+            assert_ne!(pending.offer(id(number), Change::Put(()), 1), Offered::Dropped);
+        }
+        assert_eq!(pending.offer(id(9999), Change::Put(()), 1), Offered::Dropped);
+        assert_eq!(pending.offer(id(3), Change::Put(()), 2), Offered::Waits);
+        assert_eq!(pending.offer(id(9999), Change::Delete, 0), Offered::Waits);
+        let mut pending = Pending::default();
+        assert_eq!(pending.offer(id(1), Change::Put(()), MOST_BYTES + 1), Offered::Dropped);
+    }
+
+    #[test]
+    fn no_more_is_written_in_a_second_than_the_pace_allows() {
+        let (mut written, mut bytes) = (0, 0);
+        let mut pace = Pace::new();
+        let mut pending = Pending::default();
+        for tick in 0..100u32 {
+            for number in 0..1000 {
+                pending.offer(id(tick * 1000 + number), Change::Put(()), 1000);
+            }
+            pace.earn(Duration::from_millis(100));
+            written += pending.take(&mut pace).len();
+        }
+        assert!((20_000..=21_200).contains(&written), "{written}");
+        let mut pace = Pace::new();
+        let mut pending = Pending::default();
+        for tick in 0..100u32 {
+            pending.offer(id(tick), Change::Put(()), 8 << 20);
+            pace.earn(Duration::from_millis(100));
+            bytes += pending.take(&mut pace).len() * (8 << 20);
+        }
+        assert!((150 << 20..=200 << 20).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn what_is_forgotten_takes_no_room() {
+        let mut pending = Pending::default();
+        pending.offer(id(1), Change::Put(1), 10);
+        pending.offer(id(2), Change::Put(2), 10);
+        pending.retain(|_, change| matches!(change, Change::Put(2)));
+        assert_eq!((pending.len(), pending.bytes, pending.order.len()), (1, 10, 1));
+    }
+}

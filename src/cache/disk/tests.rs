@@ -1,0 +1,596 @@
+use super::super::entry::{Asked, Confirmed};
+use super::super::invalidate::{Marks, Moment};
+use super::*;
+use crate::flexport::routes::{RoutePolicy, built_in};
+use crate::store::{DataLock, Step};
+use http::HeaderValue;
+use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE, ETAG, HeaderName, VARY};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+const KIB: usize = 1024;
+static KEYED: [HeaderName; 1] = [ACCEPT_LANGUAGE];
+
+/// A volume whose free space and writes a test decides on.
+#[derive(Default)]
+struct Volume {
+    free: AtomicU64,
+    is_failing: AtomicBool,
+}
+
+impl Io for Volume {
+    fn at(&self, step: Step, _: &Path) -> io::Result<()> {
+        if step == Step::Write && self.is_failing.load(Ordering::Relaxed) {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        Ok(())
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        fs::metadata(path)?;
+        Ok(self.free.load(Ordering::Relaxed))
+    }
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    volume: Arc<Volume>,
+    max: u64,
+    secret: u8,
+    clock: Clock,
+}
+
+struct Tier {
+    disk: Arc<Disk>,
+    tasks: Tasks,
+    clock: Clock,
+}
+
+fn world(max: u64) -> World {
+    let volume = Arc::new(Volume::default());
+    volume.free.store(1 << 40, Ordering::Relaxed);
+    let clock = Clock::anchored(Timestamp::from_second(1_800_000_000).unwrap());
+    World { dir: tempfile::tempdir().unwrap(), volume, max, secret: 1, clock }
+}
+
+impl World {
+    fn options(&self) -> DiskOptions {
+        DiskOptions {
+            dir: self.dir.path().join("cache"),
+            max: self.max,
+            reserve: 1 << 30,
+            keys: Arc::new(Keys::from_bytes([self.secret; 32], [2; 32])),
+            io: self.volume.clone(),
+        }
+    }
+
+    async fn start(&self) -> Tier {
+        let tasks = Tasks::new();
+        let disk = Disk::start(self.options(), self.clock, &Metrics::new(), &tasks);
+        disk.loaded().await;
+        Tier { disk, tasks, clock: self.clock }
+    }
+
+    fn files(&self) -> Vec<std::path::PathBuf> {
+        let mut files: Vec<_> = fs::read_dir(self.dir.path().join("cache"))
+            .unwrap()
+            .map(|file| file.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|end| end == "log"))
+            .collect();
+        files.sort();
+        files
+    }
+
+    fn bytes(&self) -> u64 {
+        self.files().iter().map(|path| fs::metadata(path).unwrap().len()).sum()
+    }
+}
+
+fn route(tag: &str) -> Arc<RoutePolicy> {
+    let has_tag =
+        |row: &RoutePolicy| row.cache.as_ref().is_some_and(|cache| format!("/{}", cache.tag) == tag);
+    Arc::new(built_in().into_iter().find(has_tag).unwrap())
+}
+
+fn key(number: u32) -> Key {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &number.to_le_bytes());
+    Key(digest.as_ref().try_into().unwrap())
+}
+
+fn body(number: u32, length: usize) -> Vec<u8> {
+    let mut body = vec![0; length];
+    fastrand::Rng::with_seed(u64::from(number)).fill(&mut body);
+    body
+}
+
+impl Tier {
+    fn kept(&self, number: u32, body: Vec<u8>, fields: &[(HeaderName, &'static str)]) -> Kept {
+        self.kept_at(number, body, fields, 1)
+    }
+
+    fn kept_at(&self, number: u32, body: Vec<u8>, fields: &[(HeaderName, &'static str)], began: u64) -> Kept {
+        let mut head = HeaderMap::new();
+        head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        for (name, value) in fields {
+            head.insert(name.clone(), HeaderValue::from_static(value));
+        }
+        let facts = Facts { lifetime: Duration::from_secs(60), is_explicit: true, ..Facts::default() };
+        let mut asked = HeaderMap::new();
+        asked.insert(ACCEPT_LANGUAGE, HeaderValue::from_static("de"));
+        let marks = Marks::new([1, 2], None);
+        let path = if number.is_multiple_of(3) { "/bookings" } else { "/shipments" };
+        let about = About {
+            partition: PartitionId([u8::try_from(number % 2).unwrap(); 16]),
+            path: format!("/shipments/{number}?page=1").into(),
+            route: route(path),
+        };
+        let entry = Entry::new(
+            StatusCode::OK,
+            &head,
+            Bytes::from(body),
+            facts,
+            Confirmed { at: self.clock.now(), monotonic: Instant::now() },
+            Instant::now(),
+            Moment::of(began),
+            marks.names(PartitionId([1; 16]), "/", ""),
+            Arc::new(about),
+            Asked { headers: &asked, forwarded: Some(&KEYED) },
+        );
+        Kept { key: key(number), entry: Arc::new(entry) }
+    }
+
+    fn put(&self, kept: &Kept) {
+        self.disk.keep(kept.key, &kept.entry);
+    }
+
+    fn keep(&self, number: u32, body: Vec<u8>) {
+        self.put(&self.kept(number, body, &[]));
+    }
+
+    async fn one(&self, number: u32) -> Option<Restored> {
+        let mut found = self.disk.find(&key(number)).await;
+        assert!(found.len() <= 1);
+        found.pop()
+    }
+
+    /// As a kill would: nothing is written any more.
+    async fn stop(self) {
+        assert!(self.tasks.stop(Duration::from_secs(60)).await);
+    }
+
+    fn dropped(&self, reason: &str) -> u64 {
+        self.disk.stats().dropped[reason]
+    }
+}
+
+#[tokio::test]
+async fn what_was_kept_is_there_after_a_start_as_it_was_and_not_fresh() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    let fields = [(ETAG, "\"1\""), (VARY, "accept-language, x-other")];
+    tier.put(&tier.kept(1, body(1, 40 * KIB), &fields));
+    tier.disk.flush().await;
+    let own = tier.one(1).await.unwrap();
+    assert_eq!(own.facts.lifetime.as_secs(), 60, "this process wrote it");
+    let at = own.at;
+    tier.stop().await;
+
+    let tier = world.start().await;
+    assert!(tier.disk.may_have(&key(1)) && !tier.disk.may_have(&key(2)));
+    let restored = tier.one(1).await.unwrap();
+    assert_eq!((restored.status, &restored.body[..]), (StatusCode::OK, &body(1, 40 * KIB)[..]));
+    assert_eq!((restored.at, restored.began), (at, Moment::of(1)));
+    assert_eq!(restored.facts.lifetime, Duration::ZERO);
+    assert_eq!(restored.fields["etag"], "\"1\"");
+    assert!(!restored.fields.contains_key("seawall-source") && !restored.fields.contains_key("age"));
+    assert_eq!(restored.selecting[ACCEPT_LANGUAGE], "de");
+    assert_eq!(tier.disk.stats().hits, 1);
+    assert!(tier.one(2).await.is_none());
+    tier.disk.forget(&key(1), &tier.kept(1, Vec::new(), &fields).entry);
+    tier.disk.flush().await;
+    assert!(tier.one(1).await.is_none());
+    tier.stop().await;
+    assert!(!world.start().await.disk.may_have(&key(1)), "a deletion outlives a start");
+}
+
+#[tokio::test]
+async fn variants_of_a_key_are_kept_apart() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.put(&tier.kept(1, b"plain".to_vec(), &[]));
+    tier.put(&tier.kept(1, b"german".to_vec(), &[(VARY, "accept-language")]));
+    tier.disk.flush().await;
+    let mut bodies: Vec<_> = tier.disk.find(&key(1)).await.into_iter().map(|found| found.body).collect();
+    bodies.sort();
+    assert_eq!(bodies, ["german", "plain"]);
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_write_of_a_copy_is_on_disk_within_a_second() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tokio::time::sleep(Duration::from_millis(750)).await;
+    tier.keep(1, body(1, 100));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(tier.disk.stats().written, 1);
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_equal_body_only_renews_its_time_and_seldom() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    let mut sizes = Vec::new();
+    for _ in 0..10 {
+        tier.keep(1, body(1, 40 * KIB));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        sizes.push(world.bytes());
+    }
+    let stats = tier.disk.stats();
+    assert_eq!((stats.written, stats.renewed), (1, 3));
+    assert!(sizes[9] - sizes[0] < 3 * KIB as u64, "{sizes:?}");
+    assert!(sizes[0] > 40 * KIB as u64);
+    // Another body is written at once, and so is what an invalidation came before.
+    tier.keep(1, body(2, 40 * KIB));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    tier.put(&tier.kept_at(1, body(2, 40 * KIB), &[], 2));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let stats = tier.disk.stats();
+    assert_eq!((stats.written, stats.renewed), (2, 4));
+    assert_eq!(tier.one(1).await.unwrap().body, body(2, 40 * KIB));
+    let newest = tier.one(1).await.unwrap().at;
+    tier.stop().await;
+    let tier = world.start().await;
+    let found = tier.one(1).await.unwrap();
+    assert_eq!((found.at, found.began, &found.body[..]), (newest, Moment::of(2), &body(2, 40 * KIB)[..]));
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_are_paced_coalesced_and_dropped_when_there_are_too_many() {
+    let world = world(256 << 20);
+    let tier = world.start().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for number in 0..6000 {
+        tier.keep(number, body(number, 10));
+        tier.keep(number.min(100), body(number, 11));
+    }
+    assert_eq!(tier.disk.stats().waiting, 4096);
+    // Each that found no room.
+    assert_eq!(tier.dropped("full"), 6000 - 4096);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let written = tier.disk.stats().written;
+    assert!((1000..=3200).contains(&written), "{written} in a good second");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(tier.disk.stats().written, 4096);
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn rounds_of_overwriting_stay_within_the_bound_at_every_moment() {
+    let world = world(16 << 20);
+    let tier = world.start().await;
+    let mut largest = 0;
+    for round in 0..20 {
+        for number in 0..100 {
+            tier.keep(number, body(round * 1000 + number, 40 * KIB));
+            if number % 50 == 0 {
+                tier.disk.flush().await;
+                largest = largest.max(world.bytes());
+            }
+        }
+        tier.disk.flush().await;
+        largest = largest.max(world.bytes());
+        for number in 0..100 {
+            let found = tier.one(number).await.unwrap();
+            assert_eq!(found.body, body(round * 1000 + number, 40 * KIB), "round {round}, {number}");
+        }
+    }
+    assert!(largest <= 16 << 20, "{largest}");
+    let stats = tier.disk.stats();
+    assert_eq!((stats.entries, stats.disk_bytes), (100, world.bytes()));
+    assert!(stats.live_bytes >= 4_000_000 && stats.live_bytes < stats.disk_bytes);
+    tier.stop().await;
+    let tier = world.start().await;
+    assert_eq!(tier.disk.stats().entries, 100);
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn what_does_not_fit_goes_and_what_is_used_stays() {
+    let world = world(8 << 20);
+    let tier = world.start().await;
+    for number in 0..1000 {
+        tier.keep(number, body(number, 40 * KIB));
+        if number % 20 == 0 {
+            tier.disk.flush().await;
+            assert!(tier.one(0).await.is_some(), "{number}");
+        }
+    }
+    tier.disk.flush().await;
+    assert!(world.bytes() <= 8 << 20);
+    assert!(tier.one(999).await.is_some() && tier.one(500).await.is_none());
+    tier.stop().await;
+    // A bound that is lowered holds from the start on.
+    let small = World { max: 2 << 20, ..world };
+    let tier = small.start().await;
+    assert!(small.bytes() <= 2 << 20);
+    assert!(tier.one(999).await.is_some());
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_too_large_for_such_a_log_is_not_kept() {
+    let world = world(8 << 20);
+    let tier = world.start().await;
+    tier.keep(1, vec![1; 2 << 20]);
+    tier.disk.flush().await;
+    assert_eq!((tier.dropped("too-large"), tier.disk.stats().entries), (1, 0));
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn damage_costs_what_is_damaged_and_nothing_else() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    for number in 0..50 {
+        tier.keep(number, body(number, 1000));
+    }
+    tier.disk.flush().await;
+    tier.stop().await;
+    let file = world.files().pop().unwrap();
+    let whole = fs::read(&file).unwrap();
+    for seed in 0..60 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut bytes = whole.clone();
+        if seed % 3 == 0 {
+            bytes.truncate(rng.usize(..whole.len()));
+        } else {
+            for _ in 0..rng.usize(1..20) {
+                let at = rng.usize(..whole.len());
+                bytes[at] ^= 1 << rng.u8(..8);
+            }
+        }
+        fs::write(&file, bytes).unwrap();
+        let tier = world.start().await;
+        assert_eq!(tier.disk.loaded().await, Phase::On);
+        let mut left = 0;
+        for number in 0..50 {
+            if let Some(found) = tier.one(number).await {
+                assert_eq!(found.body, body(number, 1000), "seed {seed}, {number}");
+                left += 1;
+            }
+        }
+        assert!(left < 50, "seed {seed}");
+        // It works on.
+        tier.keep(999, body(999, 1000));
+        tier.disk.flush().await;
+        assert!(tier.one(999).await.is_some(), "seed {seed}");
+        tier.stop().await;
+        for file in world.files() {
+            fs::remove_file(file).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_key_makes_misses_that_are_forgotten() {
+    let mut world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 100));
+    tier.stop().await;
+    world.secret = 9;
+    let tier = world.start().await;
+    assert!(tier.disk.may_have(&key(1)));
+    assert!(tier.one(1).await.is_none());
+    tier.disk.flush().await;
+    assert!(!tier.disk.may_have(&key(1)));
+    assert_eq!(tier.dropped("undecodable"), 1);
+    tier.keep(2, body(2, 100));
+    tier.stop().await;
+    let tier = world.start().await;
+    assert!(tier.one(2).await.is_some());
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_of_a_newer_version_or_of_another_process_is_left_alone() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 100));
+    tier.stop().await;
+    let dir = world.dir.path().join("cache");
+    let held = DataLock::acquire(&dir, Duration::ZERO).unwrap();
+    let tier = world.start().await;
+    assert!(tier.disk.stats().state.contains("locked by"), "{:?}", tier.disk.stats());
+    tier.keep(2, body(2, 100));
+    assert_eq!((tier.dropped("off"), tier.one(1).await.is_some()), (1, false));
+    assert!(tier.disk.purge(Which::All, false).await.is_err());
+    tier.stop().await;
+    drop(held);
+
+    let before = fs::read(&world.files()[0]).unwrap();
+    fs::write(dir.join("VERSION"), "2\n").unwrap();
+    let tier = world.start().await;
+    assert!(tier.disk.stats().state.contains("version 2"), "{:?}", tier.disk.stats());
+    tier.keep(2, body(2, 100));
+    tier.disk.flush().await;
+    tier.stop().await;
+    assert_eq!(fs::read_to_string(dir.join("VERSION")).unwrap(), "2\n");
+    assert_eq!(fs::read(&world.files()[0]).unwrap(), before);
+    fs::write(dir.join("VERSION"), "what?").unwrap();
+    let tier = world.start().await;
+    assert!(tier.one(1).await.is_some());
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_cannot_be_used_is_tried_again() {
+    let world = world(64 << 20);
+    let dir = world.dir.path().join("cache");
+    fs::write(&dir, "a file").unwrap();
+    let tier = world.start().await;
+    assert!(matches!(tier.disk.loaded().await, Phase::Off(_)));
+    fs::remove_file(&dir).unwrap();
+    tokio::time::sleep(REOPEN + 2 * LOOK).await;
+    assert_eq!(tier.disk.stats().state, "on");
+    tier.keep(1, body(1, 100));
+    tier.disk.flush().await;
+    assert!(tier.one(1).await.is_some());
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_goes_while_it_is_used_harms_nobody() {
+    let world = world(8 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 100));
+    tier.disk.flush().await;
+    fs::remove_dir_all(world.dir.path().join("cache")).unwrap();
+    assert!(tier.one(1).await.is_some(), "the file is open");
+    tokio::time::sleep(2 * LOOK).await;
+    for number in 2..100 {
+        tier.keep(number, body(number, 40 * KIB));
+    }
+    tier.disk.flush().await;
+    assert!(tier.one(99).await.is_some());
+    assert!(!world.files().is_empty(), "made anew with the next segment");
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_space_is_short_nothing_is_written_and_then_files_go() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    for number in 0..100 {
+        tier.keep(number, body(number, 40 * KIB));
+    }
+    tier.disk.flush().await;
+    let before = world.bytes();
+    assert!(before > 4_000_000);
+    // Above what the queue needs, and near it: no more is taken.
+    world.volume.free.store((1 << 30) + (1 << 30) / 3, Ordering::Relaxed);
+    tokio::time::sleep(2 * LOOK).await;
+    tier.keep(1000, body(1000, 100));
+    tokio::time::sleep(2 * LOOK).await;
+    assert_eq!((world.bytes(), tier.dropped("space")), (before, 1));
+    assert!(tier.one(5).await.is_some(), "and what is there is served");
+    // What the queue needs is in danger.
+    world.volume.free.store(1 << 30, Ordering::Relaxed);
+    tokio::time::sleep(2 * LOOK).await;
+    assert_eq!(world.bytes(), 0);
+    assert!(tier.one(5).await.is_none());
+    world.volume.free.store(1 << 40, Ordering::Relaxed);
+    tokio::time::sleep(2 * LOOK).await;
+    tier.keep(1, body(1, 100));
+    tokio::time::sleep(2 * LOOK).await;
+    assert!(tier.one(1).await.is_some());
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_cannot_be_written_is_left_alone_for_a_while() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 100));
+    tokio::time::sleep(LOOK).await;
+    world.volume.is_failing.store(true, Ordering::Relaxed);
+    tier.keep(2, body(2, 100));
+    tokio::time::sleep(LOOK).await;
+    tier.keep(3, body(3, 100));
+    tokio::time::sleep(LOOK).await;
+    world.volume.is_failing.store(false, Ordering::Relaxed);
+    assert_eq!(tier.dropped("failed"), 2);
+    assert!(tier.one(1).await.is_some() && tier.one(2).await.is_none());
+    tokio::time::sleep(REST).await;
+    tier.keep(4, body(4, 100));
+    tokio::time::sleep(LOOK).await;
+    assert!(tier.one(4).await.is_some());
+    tier.stop().await;
+    let tier = world.start().await;
+    assert!(tier.one(1).await.is_some() && tier.one(4).await.is_some());
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn a_purge_is_on_disk_when_it_is_answered() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    for number in 0..12 {
+        tier.keep(number, body(number, 100));
+    }
+    tier.disk.flush().await;
+    let listed = tier.disk.list(None, 5).await;
+    let rest = tier.disk.list(Some(&listed[4].id), 100).await;
+    assert_eq!((listed.len(), rest.len()), (5, 7));
+    assert!(listed.iter().chain(&rest).any(|one| one.path == "/shipments/3?page=1" && one.tag == "bookings"));
+    let count = async |which, is_dry| tier.disk.purge(which, is_dry).await.unwrap().len();
+    assert_eq!(count(Which::Tag("bookings".into()), true).await, 4);
+    assert_eq!(tier.disk.stats().entries, 12);
+    // One of them waits to be written anew.
+    tier.keep(3, body(33, 100));
+    assert_eq!(count(Which::Tag("bookings".into()), false).await, 4);
+    assert_eq!(count(Which::Path("/shipments/1".into()), false).await, 1);
+    assert_eq!(count(Which::Prefix("/shipments/1".into()), false).await, 2);
+    assert_eq!(count(Which::Partition(PartitionId([0; 16])), false).await, 3);
+    // Killed now: nothing more is written.
+    std::mem::forget(tier);
+    for file in fs::read_dir(world.dir.path().join("cache")).unwrap() {
+        let file = file.unwrap().path();
+        fs::create_dir_all(world.dir.path().join("copy")).unwrap();
+        fs::copy(&file, world.dir.path().join("copy").join(file.file_name().unwrap())).unwrap();
+    }
+    let options = DiskOptions { dir: world.dir.path().join("copy"), ..world.options() };
+    let tasks = Tasks::new();
+    let disk = Disk::start(options, world.clock, &Metrics::new(), &tasks);
+    disk.loaded().await;
+    let left: Vec<_> = disk.list(None, 100).await.into_iter().map(|one| one.path).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(
+        left.contains(&"/shipments/5?page=1".to_owned()) && left.contains(&"/shipments/7?page=1".to_owned())
+    );
+    disk.purge(Which::All, false).await.unwrap();
+    assert_eq!((disk.stats().entries, disk.stats().disk_bytes), (0, 0));
+    assert!(tasks.stop(Duration::from_secs(60)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_went_back_makes_nothing_younger() {
+    let mut world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 100));
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    tier.keep(2, body(2, 100));
+    tier.stop().await;
+    world.clock = Clock::anchored(Timestamp::from_second(1000).unwrap());
+    let tier = world.start().await;
+    let now = world.clock.now();
+    assert!(crate::clock::since(now, tier.one(1).await.unwrap().at) >= Duration::from_secs(100));
+    assert!(tier.one(2).await.unwrap().at <= now);
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn opening_reads_no_bodies_and_is_quick() {
+    let full = std::env::var_os("SEAWALL_SOAK").is_some();
+    let count: u32 = if full { 50_000 } else { 3000 };
+    let world = world(512 << 20);
+    let tier = world.start().await;
+    for number in 0..count {
+        tier.keep(number, body(number, 2000));
+        if number % 2000 == 1999 {
+            tier.disk.flush().await;
+        }
+    }
+    tier.stop().await;
+    let start = std::time::Duration::from_secs(20);
+    let began = Instant::now();
+    let tier = world.start().await;
+    assert!(began.elapsed() < start, "{:?}", began.elapsed());
+    assert_eq!(tier.disk.stats().entries, u64::from(count));
+    assert!(tier.one(count - 1).await.is_some());
+    tier.stop().await;
+}

@@ -1,0 +1,327 @@
+//! The cache and its second tier: what goes to disk, what comes back, what is remembered of tokens.
+//!
+//! A copy that memory has lost is asked for on disk before the request goes upstream, so that its validators are not
+//! lost: that costs nothing when there is none, since what is there is known from memory. While the disk is being
+//! opened nobody waits for it but who would get an error otherwise.
+
+use super::Cache;
+use super::disk::{Disk, DiskOptions, Listed, Restored, Which};
+use super::entry::{About, Asked, Confirmed, Entry};
+use super::invalidate::Marks;
+use super::key::Key;
+use super::ledger::{Fact, Found, Ledger};
+use super::refusals::Refusals;
+use super::service::Read;
+use crate::clock::Clock;
+use crate::ids::PartitionId;
+use crate::task::Tasks;
+use crate::telemetry::Metrics;
+use http::StatusCode;
+use serde::Serialize;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// What outlives the process: the copies on disk, and who may see them.
+pub struct Tier {
+    disk: DiskOptions,
+    ledger: Option<(Ledger, Found)>,
+    seed: [u64; 2],
+}
+
+/// What a purge did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Purged {
+    /// Copies in memory.
+    pub memory: usize,
+    /// Copies on disk.
+    pub disk: usize,
+}
+
+/// The parts of a cache that a tier gives.
+pub(crate) struct Opened {
+    pub(crate) disk: Option<Arc<Disk>>,
+    pub(crate) ledger: Option<Ledger>,
+    pub(crate) marks: Marks,
+    pub(crate) refusals: Refusals,
+}
+
+/// How long a request that would fail waits for the disk to be opened.
+const OPENING: Duration = Duration::from_secs(5);
+
+/// Begins to open the disk.
+pub(crate) fn start(tier: Option<Tier>, clock: Clock, metrics: &Metrics, tasks: &Tasks) -> Opened {
+    let Some(Tier { disk, ledger, seed }) = tier else {
+        let seed = [fastrand::u64(..), fastrand::u64(..)];
+        return Opened {
+            disk: None,
+            ledger: None,
+            marks: Marks::new(seed, None),
+            refusals: Refusals::new(seed),
+        };
+    };
+    let (ledger, found) = match ledger {
+        Some((ledger, found)) => (Some(ledger), found),
+        None => (None, Found::default()),
+    };
+    let marks = Marks::new(seed, ledger.clone());
+    let now = u64::try_from(clock.now().as_microsecond()).unwrap_or_default();
+    marks.restore(&found.facts, found.is_intact, now);
+    let refusals = Refusals::new(seed);
+    refusals.restore(&found.facts, found.is_intact, Instant::now());
+    Opened { disk: Some(Disk::start(disk, clock, metrics, tasks)), ledger, marks, refusals }
+}
+
+// === impl Tier ===
+
+impl Tier {
+    /// Reads what is remembered of tokens and invalidations; the copies are opened later, in the background. Whatever
+    /// goes wrong costs what is on disk and nothing else. Blocks.
+    pub fn open(disk: DiskOptions) -> Self {
+        let secret = disk.keys.hmac("cache names", b"");
+        let half = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&secret[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let ledger = match Ledger::open(&disk.dir.join("ledger"), &disk.keys) {
+            Ok(opened) => Some(opened),
+            Err(error) => {
+                tracing::warn!(error, "what is known of tokens will not outlive the process; all else works");
+                None
+            }
+        };
+        Self { ledger, seed: [half(0), half(8)], disk }
+    }
+}
+
+impl std::fmt::Debug for Tier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tier").finish_non_exhaustive()
+    }
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// Keeps what is remembered on disk.
+    pub(crate) fn run_ledger(self: &Arc<Self>) {
+        let Some(ledger) = self.ledger.clone() else { return };
+        let this = Arc::downgrade(self);
+        let snapshot = move || {
+            this.upgrade().map_or_else(Vec::new, |cache| {
+                let mut facts = cache.refusals.facts();
+                facts.extend(cache.marks.facts());
+                facts
+            })
+        };
+        self.tasks.spawn("cache-ledger", ledger.run(snapshot, self.tasks.cancelled()));
+    }
+
+    /// A copy is in memory and is to be on disk.
+    pub(crate) fn persist(&self, key: Key, entry: &Arc<Entry>) {
+        if let Some(disk) = &self.disk {
+            disk.keep(key, entry);
+        }
+    }
+
+    /// A copy is not to be served any more.
+    pub(crate) fn forget(&self, key: &Key, entry: Option<&Arc<Entry>>) {
+        if let Some(entry) = entry {
+            self.memory.remove(key, entry);
+        }
+        if let Some(disk) = &self.disk {
+            match entry {
+                Some(entry) => disk.forget(key, entry),
+                None => disk.forget_all(key),
+            }
+        }
+    }
+
+    /// Whether the disk may have what memory has not.
+    pub(crate) fn may_restore(&self, read: &Read) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.may_have(&read.key))
+    }
+
+    /// Whether the disk is still being opened.
+    pub(crate) fn is_opening(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.is_loading())
+    }
+
+    /// Waits until the disk is open, not longer than the request has.
+    pub(crate) async fn opened(&self, deadline: Instant) {
+        if let Some(disk) = &self.disk {
+            let _ = timeout_at(deadline.min(Instant::now() + OPENING), disk.loaded()).await;
+        }
+    }
+
+    /// Brings the variants of a key back to memory; gives the one that this request selects.
+    pub(crate) async fn restore(&self, read: &Read) -> Option<Arc<Entry>> {
+        let disk = self.disk.as_ref()?;
+        let purges = self.purges.load(Ordering::Acquire);
+        let mut selected = None;
+        for restored in disk.find(&read.key).await {
+            if self.purges.load(Ordering::Acquire) != purges {
+                return None;
+            }
+            let entry = Arc::new(self.revived(read, &restored));
+            let asked = Asked { headers: &restored.selecting, forwarded: None };
+            self.refusals.keeps(read.partition);
+            // What came from upstream meanwhile is newer, and stays.
+            self.memory.put(read.key, entry.clone(), asked);
+            if entry.is_selected_by(read.asked()) {
+                selected = Some(entry);
+            }
+        }
+        let (keys, bytes) = self.memory.size();
+        self.counters.size(keys, bytes);
+        selected
+    }
+
+    fn revived(&self, read: &Read, restored: &Restored) -> Entry {
+        let now = Instant::now();
+        self.newest.fetch_max(restored.at.as_second(), Ordering::Relaxed);
+        Entry::new(
+            restored.status,
+            &restored.fields,
+            restored.body.clone(),
+            restored.facts.clone(),
+            Confirmed { at: restored.at, monotonic: now },
+            self.started,
+            restored.began,
+            self.names(read),
+            Arc::new(read.about()),
+            Asked { headers: &restored.selecting, forwarded: None },
+        )
+    }
+
+    /// Whether this token may be served what is not fresh: its own last success is not too long ago.
+    pub(crate) fn is_proven(&self, read: &Read) -> bool {
+        let token = self.refusals.token(&read.context.identity().credential);
+        let window = *read.context.config.settings.cache.stale_auth_window;
+        self.refusals.is_proven(read.partition, token, self.clock.now().as_second(), window)
+    }
+
+    /// Remembers what the upstream thinks of a token: a refusal is on disk when this ends.
+    pub(crate) async fn note(
+        &self,
+        partition: PartitionId,
+        token: u64,
+        key: Option<&Key>,
+        status: StatusCode,
+        asked_at: Instant,
+    ) {
+        match status.as_u16() {
+            401 | 403 => {
+                let key = key.filter(|_| status == StatusCode::FORBIDDEN);
+                if status == StatusCode::FORBIDDEN && key.is_none() {
+                    return;
+                }
+                let fact = self.refusals.refuse(partition, token, key, Instant::now());
+                if let (Some(fact), Some(ledger)) = (fact, &self.ledger) {
+                    ledger.record(fact).await;
+                }
+            }
+            200..=299 | 304 => {
+                let has_ended = self.refusals.clear(partition, || token, key, asked_at);
+                let fact = if self.refusals.is_shut_out(partition, token) {
+                    None
+                } else {
+                    self.refusals.succeeded(partition, token, self.clock.now().as_second())
+                };
+                if let Some(ledger) = &self.ledger {
+                    if has_ended {
+                        ledger.note(Fact::Cleared { partition, token, key: None });
+                        if let Some(key) = key {
+                            ledger.note(Fact::Cleared { partition, token, key: Some(*key) });
+                        }
+                    }
+                    if let Some(fact) = fact {
+                        ledger.note(fact);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Deletes copies, or marks them out of date (`is_soft`). What is deleted is off the disk when this ends; a fill
+    /// that was under way is not kept. With `is_dry` nothing happens but the count.
+    pub async fn purge(&self, which: &Which, is_soft: bool, is_dry: bool) -> Result<Purged, String> {
+        if !is_dry && !is_soft {
+            // First of all: what is being fetched or read must not bring back what is being deleted.
+            self.purges.fetch_add(1, Ordering::AcqRel);
+        }
+        let meant: Vec<(Key, Arc<Entry>)> =
+            self.memory.entries().filter(|(key, entry)| which.means_entry(key, entry)).collect();
+        let on_disk: Vec<Listed> = match &self.disk {
+            Some(disk) => match disk.purge(which.clone(), is_dry || is_soft).await {
+                Ok(listed) => listed,
+                Err(_) if is_dry || is_soft => Vec::new(),
+                Err(error) => return Err(error),
+            },
+            None => Vec::new(),
+        };
+        let purged = Purged { memory: meant.len(), disk: on_disk.len() };
+        if is_dry {
+            return Ok(purged);
+        }
+        if is_soft && *which == Which::All {
+            self.marks.all();
+        } else if is_soft {
+            let mut paths: HashSet<(PartitionId, &str)> =
+                meant.iter().map(|(_, entry)| (entry.about.partition, &*entry.about.path)).collect();
+            paths.extend(on_disk.iter().map(|listed| (listed.partition, &*listed.path)));
+            for (partition, path) in paths {
+                self.marks.path(partition, path);
+            }
+        } else {
+            for (key, entry) in &meant {
+                self.memory.remove(key, entry);
+            }
+            // What came back from disk between the two looks.
+            let late: Vec<_> =
+                self.memory.entries().filter(|(key, entry)| which.means_entry(key, entry)).collect();
+            for (key, entry) in &late {
+                self.memory.remove(key, entry);
+            }
+            if *which == Which::All {
+                self.memory.clear();
+            }
+        }
+        Ok(purged)
+    }
+
+    /// Waits until what was kept so far is on disk.
+    pub async fn flush(&self) {
+        if let Some(disk) = &self.disk {
+            disk.flush().await;
+        }
+    }
+
+    /// Copies on disk in the order of their ids, after one, each with whether memory has its key too. Without a second
+    /// tier: none.
+    pub async fn list(&self, after: Option<&str>, limit: usize) -> Vec<(Listed, bool)> {
+        let Some(disk) = &self.disk else { return Vec::new() };
+        let listed = disk.list(after, limit).await;
+        listed
+            .into_iter()
+            .map(|listed| {
+                let is_in_memory = self.memory.get(&Key(listed.key)).is_some();
+                (listed, is_in_memory)
+            })
+            .collect()
+    }
+}
+
+// === impl Read ===
+
+impl Read {
+    /// What its answer is a copy of.
+    pub(crate) fn about(&self) -> About {
+        let target = self.uri.path_and_query().map_or("/", |target| target.as_str());
+        About { partition: self.partition, path: target.into(), route: self.context.route.clone() }
+    }
+}

@@ -1,0 +1,105 @@
+//! `seawall cache …`
+
+use super::Exit;
+use super::args::{CacheCommand, Operator, PurgeArgs};
+use super::breaker::actor;
+use super::{client, output};
+use http::Method;
+use serde_json::{Value, json};
+
+pub(super) fn run(operator: &Operator, command: &CacheCommand) -> Exit {
+    match command {
+        CacheCommand::Stats => {
+            client::each(operator, async |admin| admin.send(Method::GET, "/api/v1/cache", None).await, stats)
+        }
+        CacheCommand::List { limit, after } => {
+            let mut path = format!("/api/v1/cache/entries?limit={limit}");
+            if let Some(after) = after {
+                path.extend(["&after=", after]);
+            }
+            client::each(operator, async |admin| admin.send(Method::GET, &path, None).await, list)
+        }
+        CacheCommand::Purge(args) => purge(operator, args),
+    }
+}
+
+fn purge(operator: &Operator, args: &PurgeArgs) -> Exit {
+    let is_soft = !args.hard;
+    let question = "Delete these copies? An outage could not be served from them any more.";
+    if args.hard && !args.dry_run && !operator.yes && !output::confirm(question) {
+        return Exit::Failed(anyhow::anyhow!("nothing was changed"));
+    }
+    let mut body = json!({
+        "soft": is_soft, "dry_run": args.dry_run, "reason": args.reason, "actor": actor(), "all": args.which.all
+    });
+    for (name, value) in [
+        ("key", &args.which.key),
+        ("path", &args.which.path),
+        ("prefix", &args.which.prefix),
+        ("tag", &args.which.tag),
+        ("partition", &args.which.partition),
+    ] {
+        if let Some(value) = value {
+            body[name] = json!(value);
+        }
+    }
+    client::each(
+        operator,
+        async |admin| admin.send(Method::POST, "/api/v1/cache/purge", Some(body.clone())).await,
+        |value| {
+            let verb = match (args.dry_run, is_soft) {
+                (true, _) => "would be purged",
+                (false, true) => "marked out of date",
+                (false, false) => "deleted",
+            };
+            let purged = &value["purged"];
+            format!("{} in memory, {} on disk {verb}", purged["memory"], purged["disk"])
+        },
+    )
+}
+
+fn stats(value: &Value) -> String {
+    let mut rows = Vec::new();
+    let mut add = |prefix: &str, value: &Value| {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            match value {
+                Value::Object(_) => {}
+                Value::String(text) => rows.push(vec![format!("{prefix}{name}"), text.clone()]),
+                other => rows.push(vec![format!("{prefix}{name}"), other.to_string()]),
+            }
+        }
+    };
+    add("", value);
+    add("disk.", &value["disk"]);
+    add("disk.dropped.", &value["disk"]["dropped"]);
+    output::table(&["WHAT", "VALUE"], &rows)
+}
+
+fn list(value: &Value) -> String {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let rows: Vec<Vec<String>> = value["entries"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|entry| {
+            vec![
+                text(&entry["id"]),
+                text(&entry["path"]),
+                text(&entry["tag"]),
+                output::seconds(entry["age_seconds"].as_f64().unwrap_or(0.0)),
+                text(&entry["bytes"]),
+                text(&entry["tier"]),
+                text(&entry["partition"]),
+            ]
+        })
+        .collect();
+    let mut page = output::table(&["KEY", "PATH", "TAG", "AGE", "BYTES", "TIER", "PARTITION"], &rows);
+    if let Some(next) = value["next"].as_str() {
+        page.extend(["more: --after ", next, "\n"]);
+    }
+    page
+}
