@@ -7,7 +7,7 @@ use crate::config::Snapshot;
 use crate::error::ProxyError;
 use crate::flexport::problem::Asked;
 use crate::flexport::routes::RoutePolicy;
-use crate::http::{Body, Delivery};
+use crate::http::{Body, Delivery, Present};
 use crate::ids::{OwnerId, PartitionId, WriteId};
 use http::{HeaderValue, Method, Request, Response};
 use std::future::Future;
@@ -64,6 +64,8 @@ pub struct RequestContext {
     pub deadline: Instant,
     /// Its method.
     pub method: Method,
+    /// Which fields it came with.
+    pub present: Present,
     /// Path and query as asked, for answers of our own.
     pub asked: Asked,
     /// Who it is: set by `front::auth`, absent only before it.

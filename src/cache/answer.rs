@@ -16,7 +16,7 @@ use super::Cache;
 use super::entry::{Confirmed, Entry};
 use super::flight::{Answer, Flowing, Outcome};
 use super::objects::Found as OnPage;
-use super::policy::{self, Refused};
+use super::policy::Refused;
 use super::service::{Found, Read};
 use crate::error::ProxyError;
 use crate::flexport::problem;
@@ -262,8 +262,8 @@ impl Cache {
                 {
                     return Ok(response);
                 }
-                let is_unchanged = passed.status == StatusCode::OK
-                    && policy::is_unchanged(&read.headers, &passed.headers, now.at);
+                let is_unchanged =
+                    passed.status == StatusCode::OK && read.is_unchanged(&passed.headers, now.at);
                 let body = if is_unchanged { Body::empty() } else { Body::from(passed.body.clone()) };
                 let mut response = Response::new(body);
                 *response.status_mut() = passed.status;
@@ -416,8 +416,7 @@ impl Cache {
 
     /// A copy as it is sent, but for `Age` and `Cache-Status`: whole, without its content, or as a 304.
     fn copy(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
-        let is_unchanged =
-            entry.status == StatusCode::OK && policy::is_unchanged(&read.headers, &entry.head, now.at);
+        let is_unchanged = entry.status == StatusCode::OK && read.is_unchanged(&entry.head, now.at);
         let body = if is_unchanged || read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
@@ -439,8 +438,7 @@ impl Cache {
 
 /// The answer, or a 304 when the caller's own copy is as good.
 fn unless_unchanged(read: &Read, response: Response<Body>, now: &Confirmed) -> Response<Body> {
-    if response.status() != StatusCode::OK || !policy::is_unchanged(&read.headers, response.headers(), now.at)
-    {
+    if response.status() != StatusCode::OK || !read.is_unchanged(response.headers(), now.at) {
         return response;
     }
     let mut response = response.map(|_| Body::empty());

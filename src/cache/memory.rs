@@ -4,7 +4,7 @@
 //! entry, since what a map's own time to live had expired could no longer be served in an outage. Under one key stand
 //! the variants that `Vary` tells apart, newest first.
 //!
-//! When it is full, what was read again stays and what was read once goes first: a tenth of the room is kept for
+//! When it is full, what was read again stays and what was read once goes first: a twentieth of the room is kept for
 //! newcomers, so that a sync that walks through everything does not push out what is asked for all the time.
 
 use super::entry::{Asked, Entry};
@@ -25,7 +25,7 @@ const SHARD_BYTES: u64 = 8 << 20;
 /// For how many keys the map remembers that they were there a while ago: by the size of a usual answer.
 const USUAL_BYTES: u64 = 8 << 10;
 /// The share that what was read again may take.
-const HOT: f64 = 0.9;
+const HOT: f64 = 0.95;
 
 /// The variants of a key.
 pub(crate) type Variants = Arc<[Arc<Entry>]>;

@@ -11,14 +11,14 @@ use super::fetch::{Errand, Hold};
 use super::flight::{Answer, Fill, Flight, FlightKey, Landing, Led, Outcome, Role};
 use super::invalidate::Names;
 use super::key::{self, Key};
-use super::policy::{Ask, Terms, Use};
+use super::policy::{self, Ask, Terms, Use};
 use crate::config::raw::Profile;
 use crate::context::{BoxFuture, Credential, Lane, RequestContext, Upstream, is_safe};
 use crate::error::ProxyError;
-use crate::http::Body;
 use crate::http::cache_status::{Forward, Member};
 use crate::http::delivery::{self, Class, Delivery};
 use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, X_REQUEST_ID};
+use crate::http::{Body, Present};
 use crate::ids::PartitionId;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, HOST,
@@ -28,6 +28,7 @@ use http::header::{
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Body as _;
+use jiff::Timestamp;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ use tower::{Service, ServiceExt};
 
 /// The request fields that go upstream on a cacheable route; all of them are in the key.
 static KEYED: [HeaderName; 3] = [FLEXPORT_VERSION, ACCEPT, ACCEPT_LANGUAGE];
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("Seawall/", env!("CARGO_PKG_VERSION")));
 
 /// The cache before an inner service.
@@ -175,6 +176,11 @@ impl Read {
         Asked { headers: &self.headers, forwarded: (!self.is_strict).then_some(&KEYED[..]) }
     }
 
+    /// Whether the caller's copy is still the one it would get.
+    pub(crate) fn is_unchanged(&self, stored: &HeaderMap, now: Timestamp) -> bool {
+        self.context.present.has(Present::CONDITIONAL) && policy::is_unchanged(&self.headers, stored, now)
+    }
+
     pub(crate) fn has_credential(&self) -> bool {
         !matches!(self.context.identity().credential, Credential::None)
             || self.headers.contains_key(AUTHORIZATION)
@@ -194,7 +200,8 @@ impl Read {
             headers
         } else {
             let mut headers = HeaderMap::with_capacity(12);
-            for name in KEYED.iter().chain(std::iter::once(&TRACESTATE)) {
+            let trace = self.context.present.has(Present::TRACE).then_some(&TRACESTATE);
+            for name in KEYED.iter().chain(trace) {
                 for value in self.headers.get_all(name) {
                     headers.append(name.clone(), value.clone());
                 }
@@ -240,10 +247,13 @@ impl Cache {
             return Err((request, Forward::Bypass));
         };
         let headers = request.headers();
-        let has_content = headers.contains_key(TRANSFER_ENCODING)
-            || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
-            || !request.body().is_end_stream();
-        if has_content || headers.contains_key(IF_MATCH) || headers.contains_key(IF_UNMODIFIED_SINCE) {
+        let present = context.present;
+        let names_content = present.has(Present::FRAMING)
+            && (headers.contains_key(TRANSFER_ENCODING)
+                || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0"));
+        let is_about_a_change = present.has(Present::CONDITIONAL)
+            && (headers.contains_key(IF_MATCH) || headers.contains_key(IF_UNMODIFIED_SINCE));
+        if names_content || is_about_a_change || !request.body().is_end_stream() {
             return Err((request, Forward::Bypass));
         }
         let context = context.clone();
@@ -260,7 +270,11 @@ impl Cache {
             &parts.headers,
             if self.is_strict { &[] } else { &KEYED },
         );
-        let ask = Ask::of(&parts.headers, settings.cache.honour_request_cc);
+        let ask = if present.has(Present::CACHE) || present.has(Present::OURS) {
+            Ask::of(&parts.headers, settings.cache.honour_request_cc)
+        } else {
+            Ask::default()
+        };
         Ok(Read {
             context,
             partition,

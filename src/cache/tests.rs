@@ -6,7 +6,7 @@ use crate::context::{Credential, Identity, Lane, Pending, RequestContext, Upstre
 use crate::error::ProxyError;
 use crate::flexport::problem::Asked;
 use crate::flexport::routes::{RoutePolicy, RouteTable, built_in};
-use crate::http::{Body, BodyError};
+use crate::http::{Body, BodyError, Present};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
@@ -344,6 +344,7 @@ impl Ask<'_> {
             arrived: now,
             deadline: now + self.timeout,
             method: self.method.clone(),
+            present: Present::of(&self.headers),
             asked: Asked {
                 public_url: self.world.snapshot.public_url.clone(),
                 target: self.target.to_owned(),

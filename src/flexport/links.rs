@@ -22,8 +22,6 @@ use http::HeaderValue;
 use memchr::memmem::Finder;
 use std::sync::Arc;
 
-/// The keys whose values are links.
-const KEYS: [&[u8]; 5] = [b"self", b"prev", b"next", b"link", b"file_link"];
 /// The most white space between a key and its value.
 const MOST_SPACE: usize = 64;
 /// How far back from a value its key can begin: a byte that must not be a backslash, the quoted key, white space
@@ -153,6 +151,11 @@ impl Bases {
     /// What `text` begins with. When it is the end of the body (`is_last`), nothing is undecided.
     fn decide(&self, text: &[u8], is_last: bool) -> Decision {
         for (index, spelling) in self.spellings.iter().enumerate() {
+            let length = spelling.text.len();
+            // Most of what is no base differs there: no need to compare all.
+            if text.len() >= length && text[length - 1] != spelling.text[length - 1] {
+                continue;
+            }
             match text.strip_prefix(&spelling.text[..]) {
                 Some([b'/' | b'?' | b'#' | b'"', ..] | [b'\\', b'/', ..]) => return Decision::Base(index),
                 Some([] | [b'\\']) if !is_last => return Decision::Undecided,
@@ -360,13 +363,21 @@ fn ends_with_a_link_key(before: &[u8]) -> bool {
     let Some(before) = before.strip_suffix(b":") else { return false };
     let (before, more_space) = without_space(before);
     let Some(before) = before.strip_suffix(b"\"") else { return false };
-    space + more_space <= MOST_SPACE
-        && KEYS.iter().any(|key| {
-            before
-                .strip_suffix(*key)
-                .and_then(|before| before.strip_suffix(b"\""))
-                .is_some_and(|before| before.last() != Some(&b'\\'))
-        })
+    space + more_space <= MOST_SPACE && is_link_key(before)
+}
+
+/// Whether `before` ends with a quote, not one inside a string, and the name of a key whose values are links. As
+/// patterns, since calls that compare a few bytes would cost more than the comparison.
+fn is_link_key(before: &[u8]) -> bool {
+    let before = match before.last_chunk::<5>() {
+        Some(b"\"self" | b"\"prev" | b"\"next" | b"\"link") => &before[..before.len() - 5],
+        Some(b"_link") => match before.strip_suffix(b"\"file_link") {
+            Some(before) => before,
+            None => return false,
+        },
+        _ => return false,
+    };
+    before.last() != Some(&b'\\')
 }
 
 /// Without the JSON white space at the end, and how much that was.

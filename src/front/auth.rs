@@ -5,7 +5,7 @@ use super::Identifier;
 use crate::context::RequestContext;
 use crate::error::ProxyError;
 use crate::http::decided::Decided;
-use crate::http::{Body, headers};
+use crate::http::{Body, Present, headers};
 use http::{Request, Response, header};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -59,7 +59,9 @@ where
                 let _ = context.identity.set(identity);
                 let fields = request.headers_mut();
                 fields.remove(header::AUTHORIZATION);
-                fields.remove(&headers::SEAWALL_TOKEN);
+                if context.present.has(Present::OURS) {
+                    fields.remove(&headers::SEAWALL_TOKEN);
+                }
                 Decided::later(self.inner.call(request))
             }
             Err(error) => Decided::now(Err(error)),

@@ -4,7 +4,7 @@
 use crate::config::Snapshot;
 use crate::context::RequestContext;
 use crate::flexport::problem::Asked;
-use crate::http::{Body, headers, traceparent};
+use crate::http::{Body, Present, headers, traceparent};
 use crate::ids;
 use http::{HeaderValue, Request, header};
 use serde_json::Value;
@@ -70,16 +70,21 @@ impl<S: tower::Service<Request<Body>>> tower::Service<Request<Body>> for Context
 fn make(request: &Request<Body>, config: Arc<Snapshot>) -> RequestContext {
     let arrived = Instant::now();
     let fields = request.headers();
+    let present = Present::of(fields);
     let route = config.routes.find(request.method(), request.uri().path()).clone();
-    let request_id = fields
-        .get(&headers::X_REQUEST_ID)
+    let request_id = present
+        .has(Present::REQUEST_ID)
+        .then(|| fields.get(&headers::X_REQUEST_ID))
+        .flatten()
         .filter(|id| headers::is_valid_request_id(id.as_bytes()))
         .cloned()
         .unwrap_or_else(ids::request_id);
     let random = (fastrand::u64(..), fastrand::u64(..), fastrand::u64(..));
-    let traceparent = traceparent::child(fields.get(&headers::TRACEPARENT), random);
+    let parent = present.has(Present::TRACE).then(|| fields.get(&headers::TRACEPARENT)).flatten();
+    let traceparent = traceparent::child(parent, random);
     // What is longer than the route's own limit does not lengthen it; what is malformed is refused in `limits`.
-    let wished = fields.get(&headers::SEAWALL_TIMEOUT).and_then(timeout);
+    let wished =
+        present.has(Present::OURS).then(|| fields.get(&headers::SEAWALL_TIMEOUT).and_then(timeout)).flatten();
     let timeout = wished.map_or(route.timeout, |wished| wished.min(route.timeout));
     let asked = Asked {
         public_url: config.public_url.clone(),
@@ -110,6 +115,7 @@ fn make(request: &Request<Body>, config: Arc<Snapshot>) -> RequestContext {
         arrived,
         deadline: arrived + timeout,
         method: request.method().clone(),
+        present,
         asked,
         identity: OnceLock::new(),
         config,

@@ -5,7 +5,7 @@ use super::context::timeout;
 use crate::context::RequestContext;
 use crate::error::ProxyError;
 use crate::http::decided::Decided;
-use crate::http::{Body, BodyError, headers};
+use crate::http::{Body, BodyError, Present, headers};
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -74,12 +74,14 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let context = RequestContext::of(&request).clone();
         let server = &context.config.settings.server;
-        if let Err(error) = self.check(&request, server.max_body.0) {
+        if let Err(error) = self.check(&request, context.present, server.max_body.0) {
             return Decided::now(Err(error));
         }
         // Before any layer adds fields of its own: a nominated field is the client's to lose, not ours.
         let fields = request.headers_mut();
-        headers::strip_hop_by_hop(fields);
+        if context.present.has(Present::HOP_BY_HOP) {
+            headers::strip_hop_by_hop(fields);
+        }
         fields.insert(headers::X_REQUEST_ID, context.request_id.clone());
         fields.insert(headers::TRACEPARENT, context.traceparent.clone());
         if !request.body().is_end_stream() {
@@ -93,7 +95,7 @@ where
 }
 
 impl<S> Limits<S> {
-    fn check(&self, request: &Request<Body>, max_body: u64) -> Result<(), ProxyError> {
+    fn check(&self, request: &Request<Body>, present: Present, max_body: u64) -> Result<(), ProxyError> {
         if self.is_draining.load(Ordering::Relaxed) {
             return Err(ProxyError::Draining);
         }
@@ -105,15 +107,22 @@ impl<S> Limits<S> {
         if !request.uri().path().starts_with('/') && !is_asterisk {
             return bad("target", "the request target must be a path, such as /shipments");
         }
-        headers::validate_request(request.version(), request.headers(), request.uri())?;
         let fields = request.headers();
-        if fields
-            .get(header::EXPECT)
-            .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        if present.has(Present::FRAMING) {
+            headers::validate_request(request.version(), fields, request.uri())?;
+        } else {
+            headers::validate_host(request.version(), fields, request.uri())?;
+        }
+        if present.has(Present::EXPECT)
+            && fields
+                .get(header::EXPECT)
+                .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
         {
             return bad("Expect", "only 100-continue is understood");
         }
-        if fields.get(&headers::SEAWALL_TIMEOUT).is_some_and(|value| timeout(value).is_none()) {
+        if present.has(Present::OURS)
+            && fields.get(&headers::SEAWALL_TIMEOUT).is_some_and(|value| timeout(value).is_none())
+        {
             return bad("Seawall-Timeout", "send whole seconds such as 5, or a duration such as 1500ms");
         }
         if request.body().size_hint().exact().is_some_and(|length| length > max_body) {

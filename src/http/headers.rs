@@ -58,7 +58,7 @@ pub const FLEXPORT_VERSION: HeaderName = HeaderName::from_static("flexport-versi
 const OURS: &str = "seawall-";
 
 /// What is about one connection, whether or not `Connection` says so.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "connection"
@@ -78,7 +78,7 @@ fn is_framing(name: &HeaderName) -> bool {
     matches!(name.as_str(), "content-length" | "transfer-encoding" | "trailer")
 }
 
-fn is_ours(name: &HeaderName) -> bool {
+pub(super) fn is_ours(name: &HeaderName) -> bool {
     name.as_str().starts_with(OURS)
 }
 
@@ -268,7 +268,8 @@ fn content_length(value: &HeaderValue) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-fn validate_host(version: Version, headers: &HeaderMap, uri: &Uri) -> Result<(), FramingError> {
+/// The part of [`validate_request`] that is about the target; enough for a request without fields of the framing.
+pub fn validate_host(version: Version, headers: &HeaderMap, uri: &Uri) -> Result<(), FramingError> {
     let refuse = |message| Err(FramingError { field: "Host", message });
     let mut hosts = headers.get_all(HOST).into_iter();
     let host = hosts.next();

@@ -10,8 +10,10 @@ pub mod headers;
 pub mod idempotency;
 pub mod origin;
 pub mod prefer;
+pub mod present;
 pub mod retry_after;
 pub mod traceparent;
 
 pub use body::{Body, BodyError};
 pub use delivery::Delivery;
+pub use present::Present;

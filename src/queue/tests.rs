@@ -12,7 +12,7 @@ use crate::error::ProxyError;
 use crate::event::Bus;
 use crate::flexport::problem::Asked;
 use crate::flexport::routes::{RoutePolicy, RouteTable, built_in};
-use crate::http::Body;
+use crate::http::{Body, Present};
 use crate::ids::{OwnerId, PartitionId, WriteId};
 use crate::store::{MemStore, Store, Tree};
 use crate::task::Tasks;
@@ -227,6 +227,7 @@ impl Rig {
             arrived: Instant::now(),
             deadline: Instant::now() + route.timeout,
             method: method.clone(),
+            present: Present::default(),
             asked: Asked {
                 public_url: "http://seawall".into(),
                 target: target.to_owned(),

@@ -738,3 +738,90 @@ async fn http_1_0_gets_a_long_page_whole_or_an_error() {
         assert_eq!(length == half.len(), status.ends_with("200"));
     }
 }
+
+/// The object of that id, as it stands on a page.
+fn listed<'a>(page: &'a str, object: &str, id: u64) -> &'a str {
+    let start = page.find(&format!("{{\"_object\":\"{object}\",\"id\":{id},")).expect("it is listed");
+    let raw: &serde_json::value::RawValue =
+        serde_json::Deserializer::from_str(&page[start..]).into_iter().next().unwrap().unwrap();
+    &page[start..start + raw.get().len()]
+}
+
+#[tokio::test]
+async fn what_was_only_seen_in_a_list_is_served_as_an_object_in_an_outage() {
+    let simulator = simulator().await;
+    let sets = ["probe.enabled=false"];
+    let proxy = Proxy::start(&simulator.url(), &sets).await;
+    let pages =
+        [("/shipments?per=3", "/shipments"), ("/ocean/shipment_containers", "/ocean/shipment_containers")];
+    let mut seen = Vec::new();
+    for (page, collection) in pages {
+        let answer = proxy.get(page).await;
+        assert_eq!((answer.status.as_u16(), answer.source()), (200, "upstream"));
+        for object in answer.json()["data"]["data"].as_array().unwrap() {
+            let (kind, id) = (object["_object"].as_str().unwrap(), object["id"].as_u64().unwrap());
+            let text = String::from_utf8(answer.body.to_vec()).unwrap();
+            seen.push((format!("{collection}/{id}"), listed(&text, kind, id).to_owned()));
+        }
+    }
+    assert!(seen.len() > 5, "{}", seen.len());
+    let expanded = proxy.get("/bookings?expand=shipment").await.json()["data"]["data"][0]["id"].clone();
+
+    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    for (path, object) in &seen {
+        let got = proxy.get(path).await;
+        assert_eq!((got.status.as_u16(), got.source()), (200, "stale"), "{path}");
+        let whole = format!(
+            "{{\"_object\":\"/api/response\",\"self\":\"{}{path}\",\"version\":2,\"data\":{object},\"error\":null}}",
+            proxy.url
+        );
+        assert_eq!(String::from_utf8(got.body.to_vec()).unwrap(), whole);
+        says(&got, &["detail=from-collection"]);
+        assert!(ttl(&got) <= -1);
+        assert!(got.field("age").parse::<u64>().is_ok());
+        assert_ne!(got.field("seawall-data-as-of"), "");
+        assert!(["upstream-error", "breaker-open"].contains(&got.field("seawall-stale-reason")));
+        assert_eq!((got.field("etag"), got.field("content-type")), ("", "application/json"));
+    }
+    let (path, _) = &seen[0];
+    let head = proxy.send(Method::HEAD, path, &[], "").await;
+    assert_eq!((head.status.as_u16(), head.source(), head.body.len()), (200, "stale", 0));
+    for (path, fields) in [
+        (path.clone(), [("flexport-version", "3")]),
+        (path.clone(), [("seawall-stale", "never")]),
+        (path.clone(), [("authorization", "Bearer another-key-of-another-tenant")]),
+        (format!("{path}?expand=legs"), [("accept", "*/*")]),
+        (format!("{path}0"), [("accept", "*/*")]),
+        (format!("/bookings/{expanded}"), [("accept", "*/*")]),
+    ] {
+        let refused = proxy.send(Method::GET, &path, &fields, "").await;
+        assert!(refused.status.is_server_error(), "{path} {fields:?}: {refused:?}");
+        assert_eq!(refused.source(), "seawall");
+    }
+    let counted = proxy.metric("seawall_cache_from_collection_total").await;
+    assert!((counted - (seen.len() as f64 + 1.0)).abs() < 0.5, "{counted}");
+}
+
+#[tokio::test]
+async fn serving_objects_out_of_lists_switches_off_and_on_in_a_running_proxy() {
+    let simulator = simulator().await;
+    let proxy =
+        Proxy::configured(&simulator.url(), &["probe.enabled=false"], "# nothing set\n", |_| {}).await;
+    let id = proxy.get("/shipments?per=1").await.json()["data"]["data"][0]["id"].clone();
+    let path = format!("/shipments/{id}");
+    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    assert_eq!(proxy.get(&path).await.source(), "stale");
+    let off = "[[route]]\nmethod = \"GET\"\npath = \"/shipments/:id\"\nobject_fallback = false\n";
+    for (file, source) in [
+        ("cache.object_fallback = false\n", "seawall"),
+        ("# nothing set\n", "stale"),
+        (off, "seawall"),
+        (&format!("cache.object_fallback = false\n{}", off.replace("false", "true")), "stale"),
+    ] {
+        std::fs::write(proxy.dir.path().join("proxy.toml"), file).unwrap();
+        assert_eq!(proxy.admin(Method::POST, "/api/v1/config/reload", None).await.status, 200);
+        let got = proxy.get(&path).await;
+        assert_eq!(got.source(), source, "{file}");
+        assert_eq!(got.status.is_success(), source == "stale");
+    }
+}

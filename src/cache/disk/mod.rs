@@ -1,9 +1,10 @@
 //! The second tier: copies on disk, so that a proxy that starts in the middle of an outage serves what it knew.
 //!
 //! A store of its own under `data_dir/cache`, never the queue's. **A response never waits for it**: what is kept is
-//! offered to a bounded list, from which one task writes behind, at most 2,000 copies and 16 MiB a second; what finds
-//! no room is dropped and counted. A copy whose body is on disk already only renews its time, at most every 30 s.
-//! Whether something is there is answered from memory ([`Disk::may_have`]); only then is the disk read.
+//! offered to a bounded list, from which one task writes behind, at most 2,000 copies and 16 MiB a second and a quarter
+//! of that for long; what finds no room is dropped and counted. A copy whose body is on disk already only renews its
+//! time, at most every 30 s. Whether something is there is answered from memory ([`Disk::may_have`]); only then is the
+//! disk read.
 //!
 //! Invariants:
 //! - Nothing that goes wrong here is more than a miss: what cannot be opened leaves a proxy without a second tier, which

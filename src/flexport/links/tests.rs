@@ -1,4 +1,7 @@
 use super::*;
+
+/// The keys whose values are links.
+const KEYS: [&[u8]; 5] = [b"self", b"prev", b"next", b"link", b"file_link"];
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
