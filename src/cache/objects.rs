@@ -5,18 +5,23 @@
 //! once, off the runtime's threads when they are long; what is remembered is which ids stand on which page. So however
 //! many unknown ids an outage asks for, a page costs its reading once, and an id a search among numbers.
 //!
+//! After a start the pages of the process before are on disk only, and what is known of them does not tell which version
+//! they were asked for in. So they are surveyed once, in the first outage that needs them, and one belongs to who would
+//! have got the same key for its path: to who asks with the same `Flexport-Version`, `Accept` and `Accept-Language`.
+//!
 //! Invariants:
 //! - A page is used for its own partition, version, language and base (`server.public_url`, upstream), and not when it
 //!   was asked for with `expand`. All of them are compared, or in the name that is: a keyed hash of 64 bits, but for the
 //!   partition, which is compared itself.
 //! - All rules of stale copies hold for the page as if it were a copy of the object, refusals of either among them.
 //! - What the upstream said not to be there (404, 410) after it had been asked for the page is not served out of it.
-//! - Bounded: [`PAGES`] of a collection, [`COLLECTIONS`], [`BYTES`] read of a collection.
+//! - Bounded: [`PAGES`] of a collection, [`COLLECTIONS`], [`BYTES`] read of a collection, [`LEFT`] on disk.
 
 pub(crate) mod page;
 
 use super::Cache;
 use super::answer::Why;
+use super::disk::Listed;
 use super::entry::{About, Confirmed, Entry};
 use super::key::{Key, Places};
 use super::policy::Refused;
@@ -24,18 +29,22 @@ use super::service::Read;
 use crate::http::headers::FLEXPORT_VERSION;
 use crate::ids::PartitionId;
 use bytes::Bytes;
-use http::header::{ACCEPT_LANGUAGE, CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, StatusCode};
+use http::header::{ACCEPT, ACCEPT_LANGUAGE, CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, Method, StatusCode};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 /// The pages that objects can be taken from.
 pub(crate) struct Objects {
     shards: [Mutex<HashMap<u64, Collection, Places>>; SHARDS],
     uses: AtomicU64,
+    /// Of each collection, what the process before left on disk. Empty until it was needed.
+    left: Mutex<HashMap<u64, Left, Places>>,
+    surveyed: OnceCell<()>,
     /// Held by who reads pages: the next one finds them read.
     reading: tokio::sync::Mutex<()>,
     hasher: RandomState,
@@ -81,6 +90,20 @@ struct Page {
     contents: Option<Arc<Contents>>,
 }
 
+/// Pages on disk.
+#[derive(Default)]
+struct Left {
+    pages: Vec<LeftPage>,
+    /// Those who looked for theirs.
+    claimants: Vec<u64>,
+}
+
+struct LeftPage {
+    key: Key,
+    about: Arc<About>,
+    age: u64,
+}
+
 /// What stands on a page.
 struct Contents {
     of: Weak<Entry>,
@@ -98,6 +121,10 @@ const PAGES: usize = 256;
 const COLLECTIONS: usize = 1024;
 /// Objects of a collection that are known not to be there.
 const GONE: usize = 4096;
+/// Pages on disk that are known.
+const LEFT: usize = 16_384;
+/// Kinds of requests that look for theirs among them, of one collection.
+const CLAIMANTS: usize = 16;
 /// Bytes that are read of a collection's pages.
 const BYTES: usize = 16 << 20;
 /// What is read without leaving the thread.
@@ -110,6 +137,8 @@ impl Objects {
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
             uses: AtomicU64::new(0),
+            left: Mutex::default(),
+            surveyed: OnceCell::new(),
             reading: tokio::sync::Mutex::default(),
             hasher: RandomState::new(),
         }
@@ -163,6 +192,38 @@ impl Objects {
         let pages = collection.pages.iter().rev().filter(|page| page.variant == wanted.variant).cloned();
         let gone = collection.gone.get(&wanted.id_hash).copied().max(collection.gone_before);
         (pages.collect(), gone)
+    }
+
+    /// Takes over the pages on disk that were asked for as this read asks.
+    fn claim(&self, read: &Read, wanted: &Wanted<'_>) {
+        let mut left = self.left.lock().expect("no code panics with this lock held");
+        let Some(left) = left.get_mut(&wanted.collection) else { return };
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write_u64(wanted.variant);
+        for line in read.headers.get_all(ACCEPT) {
+            hasher.write(line.as_bytes());
+            hasher.write_u8(0xff);
+        }
+        let claimant = hasher.finish();
+        if left.claimants.contains(&claimant) || left.claimants.len() >= CLAIMANTS {
+            return;
+        }
+        left.claimants.push(claimant);
+        // The newest first, so that they stand last.
+        let mut pages: Vec<_> =
+            left.pages.extract_if(.., |page| read.key_of(&page.about.path) == page.key).collect();
+        pages.sort_by_key(|page| page.age);
+        self.with(wanted.collection, |collection| {
+            for page in pages {
+                if collection.pages.len() < PAGES
+                    && collection.pages.iter().all(|known| known.key != page.key)
+                {
+                    let LeftPage { key, about, .. } = page;
+                    let page = Page { key, variant: wanted.variant, about, contents: None };
+                    collection.pages.insert(0, page);
+                }
+            }
+        });
     }
 
     fn learn(&self, wanted: &Wanted<'_>, pages: &[Page]) {
@@ -288,6 +349,8 @@ impl Cache {
             return Err(None);
         }
         let wanted = self.objects.wanted(read).ok_or(None)?;
+        self.survey(read).await;
+        self.objects.claim(read, &wanted);
         let (mut pages, gone) = self.objects.pages(&wanted);
         if pages.iter().any(|page| !self.is_read(read, page)) {
             let _one = self.objects.reading.lock().await;
@@ -332,6 +395,41 @@ impl Cache {
         Err(refused)
     }
 
+    /// Looks once for the pages that the process before left on disk.
+    async fn survey(&self, read: &Read) {
+        let Some(disk) = self.disk.as_ref().filter(|disk| disk.is_on()) else { return };
+        let survey = async || {
+            let config = read.context.config.clone();
+            let look = move |pages: &mut Vec<LeftPage>, listed: &Listed| {
+                let (path, query) = listed.path.split_once('?').unwrap_or((&listed.path, ""));
+                let route = config.routes.find(&Method::GET, path);
+                let is_page = route.cache.as_ref().is_some_and(|policy| policy.holds_objects);
+                if is_page && !page::expands(query) && listed.status == 200 {
+                    pages.push(LeftPage {
+                        key: Key(listed.key),
+                        about: Arc::new(About {
+                            partition: listed.partition,
+                            path: listed.path.as_str().into(),
+                            route: route.clone(),
+                        }),
+                        age: listed.age_seconds,
+                    });
+                    if pages.len() >= 2 * LEFT {
+                        newest(pages);
+                    }
+                }
+            };
+            let mut pages = disk.survey(look).await;
+            newest(&mut pages);
+            let mut left = self.objects.left.lock().expect("no code panics with this lock held");
+            for page in pages {
+                let name = self.objects.collection(page.about.partition, &page.about.route.template);
+                left.entry(name).or_default().pages.push(page);
+            }
+        };
+        self.objects.surveyed.get_or_init(survey).await;
+    }
+
     fn in_memory(&self, read: &Read, page: &Page) -> Option<Arc<Entry>> {
         let variants = self.memory.peek(&page.key)?;
         variants.iter().find(|entry| entry.is_selected_by(read.asked())).cloned()
@@ -355,6 +453,7 @@ impl Cache {
             }
             let entry = match self.in_memory(read, page) {
                 Some(entry) => Some(entry),
+                None if left == 0 => None,
                 None => self.restore_of(&page.key, &page.about, read.asked()).await,
             };
             match entry {
@@ -364,6 +463,7 @@ impl Cache {
                     unread.push((at, entry));
                 }
                 entry => {
+                    left = if entry.is_some() { 0 } else { left };
                     let of = entry.map_or_else(Weak::new, |entry| Arc::downgrade(&entry));
                     page.contents = Some(Arc::new(Contents::none(of)));
                 }
@@ -382,6 +482,11 @@ impl Cache {
             pages[at].contents = Some(Arc::new(contents));
         }
     }
+}
+
+fn newest(pages: &mut Vec<LeftPage>) {
+    pages.sort_by_key(|page| page.age);
+    pages.truncate(LEFT);
 }
 
 /// Collection and id, when a read is one of an object.

@@ -181,6 +181,18 @@ impl Read {
         self.context.present.has(Present::CONDITIONAL) && policy::is_unchanged(&self.headers, stored, now)
     }
 
+    /// The key of another target that is asked for with the same fields.
+    pub(crate) fn key_of(&self, target: &str) -> Key {
+        let config = &self.context.config;
+        let parts = key::Parts {
+            partition: self.partition,
+            upstream: &config.settings.upstream.base_url,
+            public_url: &config.public_url,
+            target,
+        };
+        key::of(&parts, &self.headers, if self.is_strict { &[] } else { &KEYED })
+    }
+
     pub(crate) fn has_credential(&self) -> bool {
         !matches!(self.context.identity().credential, Credential::None)
             || self.headers.contains_key(AUTHORIZATION)

@@ -827,3 +827,33 @@ async fn serving_objects_out_of_lists_switches_off_and_on_in_a_running_proxy() {
         assert_eq!(got.status.is_success(), source == "stale");
     }
 }
+
+#[tokio::test]
+async fn what_was_only_seen_in_a_list_outlives_a_restart_in_an_outage() {
+    let simulator = simulator().await;
+    // Copies are bound to it, and the port is another after the restart.
+    let sets = ["probe.enabled=false", "server.public_url=http://seawall.example"];
+    let mut proxy = Proxy::start(&simulator.url(), &sets).await;
+    let page = proxy.get("/shipments?per=3").await;
+    let in_version = [("flexport-version", "3")];
+    for path in ["/shipments?per=3&page=2", "/shipments?per=3&page=3&expand=legs"] {
+        assert_eq!(proxy.send(Method::GET, path, &in_version, "").await.status, 200);
+    }
+    let ids = async |path: &str| proxy.get(path).await.json()["data"]["data"].clone();
+    let (other, expanded) = (ids("/shipments?per=3&page=2").await, ids("/shipments?per=3&page=3").await);
+    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
+    proxy.restart().await;
+    for text in listed(&page.body) {
+        let object: serde_json::Value = serde_json::from_str(text).unwrap();
+        let path = format!("/shipments/{}", object["id"]);
+        let got = proxy.get(&path).await;
+        assert_eq!((got.status.as_u16(), got.source()), (200, "stale"), "{path}: {got:?}");
+        assert_eq!(got.json()["data"], object);
+        says(&got, &["detail=from-collection"]);
+        let refused = proxy.send(Method::GET, &path, &in_version, "").await;
+        assert_eq!(refused.source(), "seawall");
+    }
+    let path = |page: &serde_json::Value| format!("/shipments/{}", page[0]["id"]);
+    assert_eq!(proxy.send(Method::GET, &path(&other), &in_version, "").await.source(), "stale");
+    assert_eq!(proxy.send(Method::GET, &path(&expanded), &in_version, "").await.source(), "seawall");
+}
