@@ -34,6 +34,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Why a stale copy is served.
 #[derive(Clone, Copy, Debug)]
@@ -126,8 +127,9 @@ impl Cache {
     pub(crate) fn fresh(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
         self.counters.hit.inc();
         let age = entry.facts.age(entry.confirmed.since(now));
-        let mut response = self.copy(read, entry, now);
+        let mut response = self.copy(read, entry, "cache", now);
         let headers = response.headers_mut();
+        headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
         headers.insert(CACHE_STATUS, Member::hit().ttl(entry.facts.ttl(age)).to_value());
         response
@@ -138,7 +140,7 @@ impl Cache {
         let body = if read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
-        *response.headers_mut() = entry.head.clone();
+        *response.headers_mut() = entry.head_from("stale");
         let is_outdated = self.marks.is_outdated(entry.names, entry.began);
         let detail = if is_outdated { "invalidated" } else { why.detail };
         self.mark_stale(read, entry, why, (Forward::Stale, detail), now, response.headers_mut());
@@ -147,7 +149,7 @@ impl Cache {
 
     /// The answer from an object on a page: an envelope around its own bytes, with the page's age. It has no validator,
     /// since the upstream never gave one for it.
-    fn from_collection(&self, read: &Read, found: &Found, on_page: &OnPage, why: Why) -> Response<Body> {
+    fn object(&self, read: &Read, found: &Found, on_page: &OnPage, why: Why) -> Response<Body> {
         self.counters.from_collection.inc();
         let OnPage { page, version, object } = on_page;
         let url = Value::from(read.context.asked.url()).to_string();
@@ -166,7 +168,7 @@ impl Cache {
         let mut headers = HeaderMap::with_capacity(12);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(whole.len()));
-        for name in [DATE, VARY, SEAWALL_DATA_AS_OF] {
+        for name in [DATE, VARY] {
             for value in page.head.get_all(&name) {
                 headers.append(name.clone(), value.clone());
             }
@@ -194,6 +196,7 @@ impl Cache {
         let age = entry.facts.age(entry.confirmed.since(now));
         self.counters.served_stale(age);
         headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("stale"));
+        headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
         headers.remove(EXPIRES);
         headers.insert(
@@ -236,21 +239,18 @@ impl Cache {
                     .ttl(entry.facts.ttl(age))
                     .stored(is_kept)
                     .collapsed(is_collapsed);
-                let mut response = self.copy(read, &entry, &now);
+                let source = if is_confirmed { "cache" } else { "upstream" };
+                let mut response = self.copy(read, &entry, source, &now);
                 let headers = response.headers_mut();
                 headers.insert(CACHE_STATUS, said.to_value());
                 if is_confirmed {
                     self.counters.revalidated.inc();
-                    headers.insert(AGE, HeaderValue::from(age.as_secs()));
+                    headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
                 } else {
                     self.counters.miss.inc();
-                    headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("upstream"));
-                    headers.remove(SEAWALL_DATA_AS_OF);
-                    if entry.facts.came_with_age {
-                        headers.insert(AGE, HeaderValue::from(age.as_secs()));
-                    } else {
-                        headers.remove(AGE);
-                    }
+                }
+                if is_confirmed || entry.facts.came_with_age {
+                    headers.insert(AGE, HeaderValue::from(age.as_secs()));
                 }
                 Ok(response)
             }
@@ -310,13 +310,13 @@ impl Cache {
     /// whether that comes.
     pub(crate) fn flowing(&self, read: &Read, found: &Found, flowing: Flowing) -> Response<Body> {
         let Flowing { response, facts, came_at, is_kept } = flowing;
-        let now = self.now();
-        let age = facts.age(came_at.since(&now));
+        // It goes out as it comes: no time has passed.
+        let age = facts.age(Duration::ZERO);
         let said = Member::forwarded(found.forward)
             .forward_status(response.status())
             .ttl(facts.ttl(age))
             .stored(is_kept);
-        let mut response = unless_unchanged(read, response, &now);
+        let mut response = unless_unchanged(read, response, &came_at);
         let headers = response.headers_mut();
         if facts.came_with_age {
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
@@ -380,7 +380,7 @@ impl Cache {
         }
         if refused.is_none_or(|reason| reason == Refused::TooOld) {
             match Box::pin(self.on_a_page(read, why)).await {
-                Ok(on_page) => return Some(self.from_collection(read, found, &on_page, why)),
+                Ok(on_page) => return Some(self.object(read, found, &on_page, why)),
                 Err(reason) => refused = refused.or(reason),
             }
         }
@@ -415,12 +415,12 @@ impl Cache {
     }
 
     /// A copy as it is sent, but for `Age` and `Cache-Status`: whole, without its content, or as a 304.
-    fn copy(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
+    fn copy(&self, read: &Read, entry: &Entry, source: &'static str, now: &Confirmed) -> Response<Body> {
         let is_unchanged = entry.status == StatusCode::OK && read.is_unchanged(&entry.head, now.at);
         let body = if is_unchanged || read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
-        *response.headers_mut() = entry.head.clone();
+        *response.headers_mut() = entry.head_from(source);
         if is_unchanged {
             shorten(&mut response);
         }

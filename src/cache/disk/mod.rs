@@ -577,7 +577,7 @@ impl Disk {
             began,
             run: self.run,
             facts: &entry.facts,
-            fields: &entry.origin_fields(),
+            fields: &entry.head,
             selecting: entry.selecting(),
         });
         let mut write = Write {
