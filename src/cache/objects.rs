@@ -14,7 +14,8 @@
 //!   was asked for with `expand`. All of them are compared, or in the name that is: a keyed hash of 64 bits, but for the
 //!   partition, which is compared itself.
 //! - All rules of stale copies hold for the page as if it were a copy of the object, refusals of either among them.
-//! - What the upstream said not to be there (404, 410) after it had been asked for the page is not served out of it.
+//! - What the upstream said not to be there (404, 410) after it had been asked for the page is not served out of it, nor
+//!   what was deleted by hand by its path or id since. The former is not known any more after a restart.
 //! - Bounded: [`PAGES`] of a collection, [`COLLECTIONS`], [`BYTES`] read of a collection, [`LEFT`] on disk.
 
 pub(crate) mod page;
@@ -376,7 +377,8 @@ impl Cache {
             };
             let is_same = entry.about.partition == read.partition
                 && entry.about.route.template == wanted.template
-                && gone.is_none_or(|gone| entry.asked_at > gone);
+                && gone.is_none_or(|gone| entry.asked_at > gone)
+                && !self.marks.is_purged(read.partition, read.uri.path(), entry.began);
             // Again after the waits: a refusal may have come meanwhile.
             if !is_same || self.refusals.is_refused(read.partition, token, &page.key) || self.is_refused(read)
             {

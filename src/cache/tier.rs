@@ -300,6 +300,18 @@ impl Cache {
             if *which == Which::All {
                 self.memory.clear();
             }
+            match which {
+                Which::Path(path) => self.marks.purged(None, path).await,
+                Which::Id(_) => {
+                    let paths = meant.iter().map(|(_, entry)| (entry.about.partition, &*entry.about.path));
+                    let paths = paths.chain(on_disk.iter().map(|listed| (listed.partition, &*listed.path)));
+                    if let Some((partition, path)) = paths.last() {
+                        self.marks.purged(Some(partition), path).await;
+                    }
+                }
+                // Pages go along with these, or are not what is meant.
+                Which::Tag(_) | Which::Partition(_) | Which::All | Which::Prefix(_) => {}
+            }
         }
         Ok(purged)
     }

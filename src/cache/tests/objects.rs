@@ -178,6 +178,17 @@ async fn the_newest_page_counts() {
     told(listed(&[&named(2, "two")]), world.get("/shipments?page=1")).await;
     assert_eq!(name_of(outage(world.get("/shipments/1")).await), "old");
     assert_eq!(name_of(outage(world.get("/shipments/2")).await), "two");
+    let which = Which::Path("/shipments/2".to_owned());
+    for (is_soft, is_dry) in [(true, false), (false, true)] {
+        world.cache.purge(&which, is_soft, is_dry).await.unwrap();
+        assert!(outage(world.get("/shipments/2")).await.is_some(), "nothing was deleted");
+    }
+    world.cache.purge(&which, false, false).await.unwrap();
+    assert!(outage(world.get("/shipments/2")).await.is_none(), "deleted as an object");
+    assert!(outage(world.get("/shipments?page=1")).await.is_some(), "and not as a part of the list");
+    secs(1).await;
+    told(listed(&[&named(2, "anew")]), world.get("/shipments?page=1")).await;
+    assert_eq!(name_of(outage(world.get("/shipments/2")).await), "anew");
     world.cache.purge(&Which::Path("/shipments".to_owned()), false, false).await.unwrap();
     assert!(outage(world.get("/shipments/1")).await.is_none(), "deleted");
 }
