@@ -102,6 +102,9 @@ fn the_configuration_of_each_overlay_is_valid_and_fits_its_manifest() {
             let how = read(format!("k8s/overlays/{overlay}/kustomization.yaml"));
             assert!(how.contains(&format!("--from-literal={key}=")), "{overlay}: who makes {key}?");
         }
+        let volume = one(r"storage: (\d+)Gi", &text).parse::<u64>().unwrap() << 30;
+        let queue = if settings.queue.enabled { 2 * settings.queue.max_bytes.0 } else { 0 };
+        assert!(volume / 10 * 9 > queue + settings.cache.disk_max.0, "{overlay}: the volume is too small");
         arguments_are_known(overlay, &text, &mounts);
         probes_are_known(overlay, &text);
         is_hardened(overlay, &text);
