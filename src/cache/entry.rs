@@ -1,15 +1,15 @@
 //! One kept answer.
 //!
-//! Immutable, shared, and ready to be sent: its fields already hold ours (`Age`, `Cache-Status`, `Seawall-Source`,
-//! `Seawall-Data-As-Of`), so that a hit clones one map and replaces two values. What came from the origin under
-//! these names was taken out before.
+//! Immutable and shared. It holds the origin's fields; ours (`Age`, `Cache-Status`, `Seawall-Source`,
+//! `Seawall-Data-As-Of`) and the length are put into each answer that is made of it, since most copies are replaced
+//! before they are ever served.
 
 use super::invalidate::{Moment, Names};
 use super::policy::{self, Facts};
 use crate::clock;
 use crate::flexport::routes::RoutePolicy;
 use crate::http::date;
-use crate::http::headers::{self, CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_SOURCE};
+use crate::http::headers::{self, CACHE_STATUS, SEAWALL_SOURCE};
 use crate::ids::PartitionId;
 use bytes::Bytes;
 use http::header::{
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) status: StatusCode,
-    /// All fields, ours among them.
+    /// The origin's fields, without what each answer gets anew.
     pub(crate) head: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) facts: Facts,
@@ -124,7 +124,8 @@ impl Entry {
         about: Arc<About>,
         asked: Asked<'_>,
     ) -> Self {
-        let mut head = headers::detached(head);
+        let mut head =
+            headers::detached(head, |name| matches!(*name, AGE | CONTENT_LENGTH) || *name == CACHE_STATUS);
         let selecting = policy::varying(&head)
             .into_iter()
             .map(|name| {
@@ -135,15 +136,6 @@ impl Entry {
         if !head.contains_key(DATE) {
             head.insert(DATE, date::http_date(confirmed.at));
         }
-        if status == StatusCode::NO_CONTENT {
-            head.remove(CONTENT_LENGTH);
-        } else {
-            head.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        }
-        head.insert(AGE, HeaderValue::from_static("0"));
-        head.insert(CACHE_STATUS, HeaderValue::from_static("seawall"));
-        head.insert(SEAWALL_SOURCE, HeaderValue::from_static("cache"));
-        head.insert(SEAWALL_DATA_AS_OF, date::as_of(confirmed.at));
         let weight = body.len()
             + about.path.len()
             + head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
@@ -157,8 +149,6 @@ impl Entry {
         for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, SET_COOKIE] {
             fresh.remove(name);
         }
-        // Our own fields and `Age` were made anew for this copy; those of the 304 decide now.
-        head.remove(AGE);
         if !fresh.contains_key(DATE) {
             fresh.insert(DATE, date::http_date(now));
         }
@@ -203,13 +193,19 @@ impl Entry {
         &self.selecting
     }
 
-    /// The fields that came from the origin, without ours.
-    pub(crate) fn origin_fields(&self) -> HeaderMap {
+    /// The head of an answer that is made of it.
+    pub(crate) fn head_from(&self, source: &'static str) -> HeaderMap {
         let mut head = self.head.clone();
-        for name in [AGE, CACHE_STATUS, SEAWALL_SOURCE, SEAWALL_DATA_AS_OF] {
-            head.remove(name);
+        if self.status != StatusCode::NO_CONTENT {
+            head.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
         }
+        head.insert(SEAWALL_SOURCE, HeaderValue::from_static(source));
         head
+    }
+
+    /// When the upstream last confirmed it, as answers say it.
+    pub(crate) fn as_of(&self) -> HeaderValue {
+        date::as_of(self.confirmed.at)
     }
 
     /// The bytes it takes.

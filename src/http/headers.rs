@@ -199,13 +199,15 @@ pub fn strip_seawall_response(headers: &mut HeaderMap) {
 /// The same fields in memory of their own: one buffer, as long as the values are.
 ///
 /// A field that came over the wire is a slice of the connection's read buffer. To keep it would keep the whole buffer,
-/// several times the size of the answer, and make the connection take a new one for each message.
-pub fn detached(headers: &HeaderMap) -> HeaderMap {
-    let mut buffer = BytesMut::with_capacity(headers.values().map(HeaderValue::len).sum());
-    headers.values().for_each(|value| buffer.extend_from_slice(value.as_bytes()));
+/// several times the size of the answer, and make the connection take a new one for each message. What `is_left_out`
+/// names does not come along.
+pub fn detached(headers: &HeaderMap, is_left_out: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+    let kept = || headers.iter().filter(|(name, _)| !is_left_out(name));
+    let mut buffer = BytesMut::with_capacity(kept().map(|(_, value)| value.len()).sum());
+    kept().for_each(|(_, value)| buffer.extend_from_slice(value.as_bytes()));
     let mut buffer = buffer.freeze();
     let mut own = HeaderMap::with_capacity(headers.keys_len() + SPARE_FIELDS);
-    for (name, value) in headers {
+    for (name, value) in kept() {
         let bytes = buffer.split_to(value.len());
         let mut copy = HeaderValue::from_maybe_shared(bytes).expect("the bytes of a valid value");
         copy.set_sensitive(value.is_sensitive());
