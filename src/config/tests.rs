@@ -254,6 +254,17 @@ fn environment_and_command_line_lie_over_the_file() {
 }
 
 #[test]
+fn what_has_the_wrong_shape_in_the_file_is_told_when_a_layer_over_it_sets_something_there_too() {
+    let problem = |text, env: &[(&str, &str)], sets: &[&str]| Folder::new().problems(text, env, sets);
+    let list = "[[upstream]]\nbase_url = \"https://api.example\"\n";
+    let expected = ["DIR/proxy.toml:1:1: `upstream`: expected a section such as `[upstream]`, found a list"];
+    assert_eq!(problem(list, &[("SEAWALL__UPSTREAM__MAX_IDLE", "3")], &[]), expected);
+    assert_eq!(problem(list, &[], &["upstream.tls.min_version=1.3"]), expected);
+    let expected = ["DIR/proxy.toml:1:9: `queue`: expected a section such as `[queue]`, found true"];
+    assert_eq!(problem("queue = true", &[("SEAWALL__QUEUE__ENABLED", "false")], &[]), expected);
+}
+
+#[test]
 fn bad_variables_and_sets_are_told() {
     for (name, value, expected) in [
         (
