@@ -8,7 +8,7 @@
 
 use super::diagnose::{Diagnostics, Origin, Origins, Problem};
 use super::load::{self, LoadArgs};
-use super::resolve::{self, Raw};
+use super::resolve::{self, Raw, StoreKey};
 use super::{Settings, Snapshot};
 use crate::clock::Clock;
 use arc_swap::ArcSwap;
@@ -296,6 +296,7 @@ fn keep_running(
 ) -> Result<(Snapshot, Vec<String>), Diagnostics> {
     let mut origins = Origins::clone(&loaded.origins);
     let (settings, mut kept) = pin(&loaded.settings, old, &mut origins);
+    let is_key_another = loaded.store_key != old.store_key;
     let mut next = if kept.is_empty() {
         loaded
     } else {
@@ -306,14 +307,13 @@ fn keep_running(
             warnings: Vec::new(),
             problems: Vec::new(),
         };
-        resolve::build(raw, &args.env).map_err(|diagnostics| explain(&diagnostics, &kept))?
+        resolve::build_with(raw, &args.env, StoreKey::InUse(old.store_key.as_ref()))
+            .map_err(|diagnostics| explain(&diagnostics, &kept))?
     };
-    if next.store_key != old.store_key {
-        next.store_key.clone_from(&old.store_key);
-        let key = if old.settings.store.key_env.is_empty() { "store.key_file" } else { "store.key_env" };
-        if !kept.iter().any(|kept| kept == key) {
-            kept.push(key.to_owned());
-        }
+    next.store_key.clone_from(&old.store_key);
+    if is_key_another && !kept.iter().any(|key| key.starts_with("store.key_")) {
+        let is_file = old.settings.store.key_env.is_empty();
+        kept.push(if is_file { "store.key_file" } else { "store.key_env" }.to_owned());
     }
     // The bound port, too.
     next.public_url = old.public_url.clone();

@@ -635,6 +635,34 @@ fn a_reload_is_all_or_nothing() {
 }
 
 #[test]
+fn a_key_file_that_moves_needs_a_restart_and_hinders_no_reload_until_then() {
+    let folder = Folder::new();
+    for name in ["old", "new"] {
+        folder.write(name, &format!("{name}-key-of-the-store-with-enough-characters"));
+    }
+    let live = Live::load(folder.args("store.key_file = \"DIR/old\"", &[], &[])).unwrap();
+    let key = live.current().store_key.clone();
+    folder.args("store.key_file = \"DIR/new\"\ncache.max_stale = \"2h\"", &[], &[]);
+    std::fs::remove_file(folder.path("old")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(reload(&live, Trigger::Api).unwrap().needs_restart, ["store.key_file"]);
+    }
+    let now = live.current();
+    assert_eq!(now.settings.cache.max_stale.to_string(), "2h");
+    assert_eq!(now.settings.store.key_file, folder.path("old"), "what is in force");
+    assert!(now.store_key == key);
+
+    // Another key at the same place.
+    let live = Live::load(folder.args("store.key_file = \"DIR/new\"", &[], &[])).unwrap();
+    let key = live.current().store_key.clone();
+    folder.write("new", "another-key-of-the-store-with-enough-characters");
+    assert_eq!(reload(&live, Trigger::Api).unwrap().needs_restart, ["store.key_file"]);
+    folder.args("store.key_file = \"DIR/new\"\nlimiter.max = 64", &[], &[]);
+    assert_eq!(reload(&live, Trigger::Api).unwrap().needs_restart, ["limiter.max", "store.key_file"]);
+    assert!(live.current().store_key == key);
+}
+
+#[test]
 fn a_reload_does_not_open_a_door_before_the_restart() {
     let folder = Folder::new();
     let text = "credentials.mode = \"inject\"\nserver.listen = \"0.0.0.0:8460\"\nserver.public_url = \"http://seawall\"\n\
