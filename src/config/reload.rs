@@ -172,10 +172,19 @@ impl Live {
     }
 
     /// Reads all sources again. When anything is wrong, nothing changes. Reads files and blocks for as long.
-    pub fn reload(&self, trigger: Trigger) -> Result<ReloadReport, Diagnostics> {
-        let result = self.replace();
+    ///
+    /// `then` sees what came of it and the snapshot that is in use now, before another reload can begin: what is given
+    /// on there is never older than the snapshot.
+    pub fn reload(
+        &self,
+        trigger: Trigger,
+        then: impl FnOnce(&Result<ReloadReport, Diagnostics>, &Snapshot),
+    ) -> Result<ReloadReport, Diagnostics> {
+        let mut watched = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.replace(&mut watched);
         let last = LastReload { at: Clock::system().now(), trigger, result: result.clone() };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        then(&result, &self.current());
         result
     }
 
@@ -197,12 +206,11 @@ impl Live {
         *self.log.lock().unwrap_or_else(PoisonError::into_inner) = filter;
     }
 
-    fn replace(&self) -> Result<ReloadReport, Diagnostics> {
+    fn replace(&self, watched: &mut Watched) -> Result<ReloadReport, Diagnostics> {
         let Some(args) = &self.args else {
             let message = "this configuration was made in code; there is no file to reload".to_owned();
             return Err(Diagnostics::new(vec![Problem::at(Origin::Default, "", message)]));
         };
-        let mut watched = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.current();
         // Stamped before they are read: a change in between is seen as one.
         watched.read = stamps(watched.read.iter().map(|(path, _)| path));

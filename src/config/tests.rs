@@ -52,6 +52,10 @@ fn problems(text: &str) -> Vec<String> {
     Folder::new().problems(text, &[], &[])
 }
 
+fn reload(live: &Live, trigger: Trigger) -> Result<ReloadReport, Diagnostics> {
+    live.reload(trigger, |_, _| {})
+}
+
 #[test]
 fn the_shipped_file_equals_the_defaults_and_has_every_key() {
     let folder = Folder::new();
@@ -611,7 +615,7 @@ fn a_reload_is_all_or_nothing() {
     folder.args(&format!("cache.max_stale = \"2h\"\nlimiter.max = 0\n{alias}"), &[], &[]);
     assert!(!live.is_outdated(), "what may still be written is not read");
     assert!(live.is_outdated());
-    let error = live.reload(Trigger::Api).unwrap_err().to_string();
+    let error = reload(&live, Trigger::Api).unwrap_err().to_string();
     assert!(error.ends_with("proxy.toml:2:15: `limiter.max`: must be at least 1"), "{error}");
     assert_eq!(live.current().settings.cache.max_stale.to_string(), "1h");
     assert_eq!((live.current().generation, *told.borrow()), (1, 1));
@@ -620,7 +624,7 @@ fn a_reload_is_all_or_nothing() {
     folder.write("flexport", "another-token-of-a-test\n");
     folder.args(&format!("cache.max_stale = \"2h\"\nlimiter.max = 64\n{alias}"), &[], &[]);
     let before = live.current();
-    let report = live.reload(Trigger::Api).unwrap();
+    let report = reload(&live, Trigger::Api).unwrap();
     assert_eq!(report.generation, 2);
     assert_eq!(report.needs_restart, ["limiter.max"]);
     assert_eq!(report.changed, ["cache.max_stale", "credentials.alias.main.token_file"]);
@@ -675,7 +679,7 @@ fn a_reload_does_not_open_a_door_before_the_restart() {
         &env,
         &[],
     );
-    let error = live.reload(Trigger::Api).unwrap_err().to_string();
+    let error = reload(&live, Trigger::Api).unwrap_err().to_string();
     assert!(error.contains("an open relay"), "{error}");
     assert!(
         error.contains("until a restart `server.listen`, `server.public_url` stay as they are"),
@@ -690,14 +694,14 @@ fn the_bound_port_is_in_links_and_stays_there() {
     let live = Live::load(folder.args("server.listen = \"127.0.0.1:0\"", &[], &[])).unwrap();
     live.set_bound("127.0.0.1:4711".parse().unwrap());
     assert_eq!(&*live.current().public_url, "http://127.0.0.1:4711");
-    assert_eq!(live.reload(Trigger::Api).unwrap().needs_restart, Vec::<String>::new());
+    assert_eq!(reload(&live, Trigger::Api).unwrap().needs_restart, Vec::<String>::new());
     assert_eq!(&*live.current().public_url, "http://127.0.0.1:4711");
 }
 
 #[test]
 fn what_was_made_in_code_cannot_be_reloaded() {
     let live = Live::fixed(Snapshot::of(Settings::default()).unwrap());
-    assert!(live.reload(Trigger::Api).is_err());
+    assert!(reload(&live, Trigger::Api).is_err());
     assert!(!live.is_outdated());
 }
 
