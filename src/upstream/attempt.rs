@@ -7,7 +7,7 @@
 //! sent, and without it an idle connection that the upstream closed would turn a live write into a queued one.
 
 use super::body::{InFlight, UpstreamBody, Watch};
-use super::client::{Client, Taken};
+use super::client::{Client, Fresh, Taken};
 use crate::context::{
     AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, WholeUntil, is_safe,
 };

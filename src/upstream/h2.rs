@@ -57,7 +57,7 @@ struct Shared {
 enum State {
     None,
     /// Being made; what comes of it.
-    Connecting(watch::Receiver<Option<Result<Sender, String>>>),
+    Connecting(watch::Receiver<Option<Result<Sender, Failure>>>),
     Open(Connection),
 }
 
@@ -123,7 +123,10 @@ impl Pool {
                 }
                 Err(match error.take_message() {
                     Some(_) => ProxyError::Unsent(chain(error.error())),
-                    None => failed(&error.into_error()),
+                    None if is_whole_write && is_goaway(error.error()) => {
+                        ProxyError::Cut(chain(error.error()))
+                    }
+                    None => failed(&error.into_error(), false),
                 })
             }
         }
@@ -131,7 +134,7 @@ impl Pool {
 
     /// Of the connection there is, or of the one that is being made, or of one that begins now.
     async fn sender(&self) -> Result<Sender, ProxyError> {
-        let mut result = {
+        let (mut result, is_ours) = {
             let mut state = self.state();
             let now = Instant::now();
             match &mut *state {
