@@ -229,6 +229,9 @@ impl Cache {
                 Err(error) => return failed(error),
             };
             let (mut parts, body) = response.into_parts();
+            if matches!(parts.status, StatusCode::NOT_FOUND | StatusCode::GONE) && !self.is_strict {
+                self.objects.lacks(read, Instant::now());
+            }
             let limit = read.context.config.settings.cache.max_object.0;
             // What answers a HEAD, and a 304, names the length of a content that does not come.
             let length = if read.is_head || parts.status == StatusCode::NOT_MODIFIED {
@@ -525,6 +528,7 @@ impl Cache {
             return false;
         }
         self.persist(read.key, entry);
+        self.objects.keep(read, &entry.about);
         if errand.landing.is_none() {
             self.flights.unmark_hit_for_miss(&errand.key);
         }

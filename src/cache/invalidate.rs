@@ -17,6 +17,7 @@
 //! restart: they start at the microseconds of the wall clock, which no process reaches by counting, and never below
 //! what is recorded. Where the record may lack something, everything older counts as out of date.
 
+use super::EVERYBODY;
 use super::key::Places;
 use super::ledger::{Fact, Ledger};
 use crate::ids::PartitionId;
@@ -51,6 +52,7 @@ pub(crate) struct Marks {
 
 const PATH: u8 = 0;
 const TAG: u8 = 1;
+const PURGED: u8 = 2;
 
 /// One trailing slash is the same resource: Flexport itself links to `/invoices/?per=1`.
 fn resource(path: &str) -> &str {
@@ -169,6 +171,24 @@ impl Marks {
         self.set(self.name(partition, TAG, tag));
     }
 
+    /// A path was deleted by hand, of one partition or of all: what else still holds it, from before, is not served for
+    /// it. Recorded when this ends.
+    pub(crate) async fn purged(&self, partition: Option<PartitionId>, path: &str) {
+        let name = self.name(partition.unwrap_or(EVERYBODY), PURGED, resource(path));
+        let number = self.set(name);
+        if let Some(ledger) = &self.ledger {
+            ledger.record(Fact::Mark { name, number }).await;
+        }
+    }
+
+    /// Whether a path was deleted by hand after something had begun.
+    pub(crate) fn is_purged(&self, partition: PartitionId, path: &str, began: Moment) -> bool {
+        self.moment() > began
+            && [partition, EVERYBODY]
+                .iter()
+                .any(|partition| self.mark(self.name(*partition, PURGED, resource(path))) > began.0)
+    }
+
     /// Everything is out of date from now on.
     pub(crate) fn all(&self) {
         let next = self.sequence.fetch_add(1, Ordering::AcqRel) + 1;
@@ -180,7 +200,7 @@ impl Marks {
         self.shard(name).lock().expect("no code panics with this lock held").get(&name).copied().unwrap_or(0)
     }
 
-    fn set(&self, name: u64) {
+    fn set(&self, name: u64) -> u64 {
         let mut shard = self.shard(name).lock().expect("no code panics with this lock held");
         if shard.len() >= MARKS_PER_SHARD {
             // The floor rises before the marks go, so that no reader finds neither.
@@ -194,6 +214,7 @@ impl Marks {
         shard.insert(name, next);
         drop(shard);
         self.note(Fact::Mark { name, number: next });
+        next
     }
 
     fn shard(&self, name: u64) -> &Mutex<HashMap<u64, u64, Places>> {

@@ -181,6 +181,18 @@ impl Read {
         self.context.present.has(Present::CONDITIONAL) && policy::is_unchanged(&self.headers, stored, now)
     }
 
+    /// The key of another target that is asked for with the same fields.
+    pub(crate) fn key_of(&self, target: &str) -> Key {
+        let config = &self.context.config;
+        let parts = key::Parts {
+            partition: self.partition,
+            upstream: &config.settings.upstream.base_url,
+            public_url: &config.public_url,
+            target,
+        };
+        key::of(&parts, &self.headers, if self.is_strict { &[] } else { &KEYED })
+    }
+
     pub(crate) fn has_credential(&self) -> bool {
         !matches!(self.context.identity().credential, Credential::None)
             || self.headers.contains_key(AUTHORIZATION)
@@ -472,7 +484,8 @@ async fn forward(
     // The start of the process: what it knew is better than an error, and there in a moment.
     cache.opened(read.context.deadline).await;
     found.entry = cache.restore(&read).await;
-    Ok(match cache.stand_in_for(&read, &found, &result) {
+    let why = Why::of(&result);
+    Ok(match cache.stand_in(&read, &found, why, &cache.now()).await {
         Some(response) => response,
         None => return result,
     })
@@ -537,12 +550,12 @@ async fn fetch(
     };
     let mut fill = Fill::new(super::fetch::run(cache.clone(), upstream, errand(landing)), &cache.tasks);
     match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
-        Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, found, outcome, false),
-        Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, found, response)),
+        Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, found, outcome, false).await,
+        Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, found, response).await),
         Waited::Done(Led::Flowing(flowing)) => Ok(cache.flowing(&read, found, *flowing)),
         Waited::Impatient | Waited::Lock | Waited::Over => match copy.filter(|_| !cache.is_refused(&read)) {
             Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
-            None => cache.conclude(&read, found, Outcome::Failed(ProxyError::HeadTimeout), false),
+            None => cache.conclude(&read, found, Outcome::Failed(ProxyError::HeadTimeout), false).await,
         },
     }
 }
@@ -564,7 +577,7 @@ async fn join(
     loop {
         let end = match cache.wait(&mut landed, read, copy.is_some(), arrived, is_joined).await {
             Waited::Done(Outcome::Alone) => return None,
-            Waited::Done(outcome) => cache.conclude(read, found, outcome, true),
+            Waited::Done(outcome) => cache.conclude(read, found, outcome, true).await,
             Waited::Lock => match copy.filter(|_| !cache.is_refused(read)) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::REVALIDATING, &cache.now())),
                 None if flight.may_leave() => return None,
@@ -575,7 +588,7 @@ async fn join(
             },
             Waited::Impatient | Waited::Over => match copy.filter(|_| !cache.is_refused(read)) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::TOO_SLOW, &cache.now())),
-                None => cache.conclude(read, found, Outcome::Failed(ProxyError::HeadTimeout), true),
+                None => cache.conclude(read, found, Outcome::Failed(ProxyError::HeadTimeout), true).await,
             },
         };
         return Some(end);

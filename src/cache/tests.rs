@@ -1,3 +1,5 @@
+mod objects;
+
 use super::*;
 use crate::config::Snapshot;
 use crate::context::{Credential, Identity, Lane, Pending, RequestContext, Upstream, UpstreamRequest};

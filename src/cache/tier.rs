@@ -157,21 +157,31 @@ impl Cache {
         }
     }
 
-    /// Brings the variants of a key back to memory; gives the one that this request selects.
+    /// Brings the variants of a read's key back to memory; gives the one that this request selects.
     pub(crate) async fn restore(&self, read: &Read) -> Option<Arc<Entry>> {
+        self.restore_of(&read.key, &Arc::new(read.about()), read.asked()).await
+    }
+
+    /// Brings the variants of a key back to memory; gives the one that a request with these fields selects.
+    pub(crate) async fn restore_of(
+        &self,
+        key: &Key,
+        about: &Arc<About>,
+        asked: Asked<'_>,
+    ) -> Option<Arc<Entry>> {
         let disk = self.disk.as_ref()?;
         let purges = self.purges.load(Ordering::Acquire);
         let mut selected = None;
-        for restored in disk.find(&read.key).await {
+        for restored in disk.find(key).await {
             if self.purges.load(Ordering::Acquire) != purges {
                 return None;
             }
-            let entry = Arc::new(self.revived(read, &restored));
-            let asked = Asked { headers: &restored.selecting, forwarded: None };
-            self.refusals.keeps(read.partition);
+            let entry = Arc::new(self.revived(about, &restored));
+            let selecting = Asked { headers: &restored.selecting, forwarded: None };
+            self.refusals.keeps(about.partition);
             // What came from upstream meanwhile is newer, and stays.
-            self.memory.put(read.key, entry.clone(), asked);
-            if entry.is_selected_by(read.asked()) {
+            self.memory.put(*key, entry.clone(), selecting);
+            if entry.is_selected_by(asked) {
                 selected = Some(entry);
             }
         }
@@ -180,7 +190,7 @@ impl Cache {
         selected
     }
 
-    fn revived(&self, read: &Read, restored: &Restored) -> Entry {
+    fn revived(&self, about: &Arc<About>, restored: &Restored) -> Entry {
         let now = Instant::now();
         self.newest.fetch_max(restored.at.as_second(), Ordering::Relaxed);
         Entry::new(
@@ -191,8 +201,8 @@ impl Cache {
             Confirmed { at: restored.at, monotonic: now },
             self.started,
             restored.began,
-            self.names(read),
-            Arc::new(read.about()),
+            self.marks.names(about.partition, &about.path, about.tag()),
+            about.clone(),
             Asked { headers: &restored.selecting, forwarded: None },
         )
     }
@@ -289,6 +299,18 @@ impl Cache {
             }
             if *which == Which::All {
                 self.memory.clear();
+            }
+            match which {
+                Which::Path(path) => self.marks.purged(None, path).await,
+                Which::Id(_) => {
+                    let paths = meant.iter().map(|(_, entry)| (entry.about.partition, &*entry.about.path));
+                    let paths = paths.chain(on_disk.iter().map(|listed| (listed.partition, &*listed.path)));
+                    if let Some((partition, path)) = paths.last() {
+                        self.marks.purged(Some(partition), path).await;
+                    }
+                }
+                // Pages go along with these, or are not what is meant.
+                Which::Tag(_) | Which::Partition(_) | Which::All | Which::Prefix(_) => {}
             }
         }
         Ok(purged)

@@ -138,6 +138,7 @@ fn row_with(path: &str, dir: &Path) -> toml::Table {
         "route[].max_stale" => "max_stale = \"7s\"".to_owned(),
         "route[].cache" => "cache = false".to_owned(),
         "route[].override_revalidation" => "override_revalidation = false".to_owned(),
+        "route[].object_fallback" => "path = \"/shipments/:id\"\nobject_fallback = false".to_owned(),
         "route[].queue" => "method = \"POST\"\nqueue = \"never\"".to_owned(),
         "route[].queue_max_body" => "method = \"POST\"\nqueue_max_body = \"2MiB\"".to_owned(),
         "route[].trust_503" => "method = \"POST\"\ntrust_503 = true".to_owned(),

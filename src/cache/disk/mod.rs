@@ -318,6 +318,11 @@ impl Disk {
         *self.phase.borrow() == Phase::Loading
     }
 
+    /// Whether there is a tier.
+    pub(crate) fn is_on(&self) -> bool {
+        *self.phase.borrow() == Phase::On
+    }
+
     /// Waits until it is open, or cannot be opened.
     pub(crate) async fn loaded(&self) -> Phase {
         let mut phase = self.phase.subscribe();
@@ -404,6 +409,23 @@ impl Disk {
         let after = after.and_then(|after| after.parse::<Id>().ok());
         let this = self.clone();
         let work = move || this.listed(after, limit, &mut |_| true);
+        tokio::task::spawn_blocking(work).await.unwrap_or_default()
+    }
+
+    /// Shows all copies that there are to somebody, and gives back what that made of them.
+    pub(crate) async fn survey<T: Default + Send + 'static>(
+        self: &Arc<Self>,
+        mut look: impl FnMut(&mut T, &Listed) + Send + 'static,
+    ) -> T {
+        let this = self.clone();
+        let work = move || {
+            let mut seen = T::default();
+            this.listed(None, usize::MAX, &mut |listed| {
+                look(&mut seen, listed);
+                false
+            });
+            seen
+        };
         tokio::task::spawn_blocking(work).await.unwrap_or_default()
     }
 
