@@ -26,6 +26,8 @@ pub(crate) struct Slot {
     pub(crate) used: u64,
     /// `None`: it was found at the start.
     pub(crate) note: Option<Note>,
+    /// It is not to be served any more; its deletion waits to be written.
+    pub(crate) is_gone: bool,
 }
 
 /// What this process wrote of a copy.
@@ -91,7 +93,19 @@ impl Index {
 
     /// Whether any variant of a key is there.
     pub(crate) fn has(&self, key: &[u8; 32]) -> bool {
-        self.slots.range(Id::first(key)..=Id::last(key)).next().is_some()
+        self.slots.range(Id::first(key)..=Id::last(key)).any(|(_, slot)| !slot.is_gone)
+    }
+
+    /// The variants of a key, with those that are gone.
+    pub(crate) fn ids(&self, key: &[u8; 32]) -> Vec<Id> {
+        self.slots.range(Id::first(key)..=Id::last(key)).map(|(id, _)| *id).collect()
+    }
+
+    /// A copy is not to be served any more.
+    pub(crate) fn forget(&mut self, id: &Id) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.is_gone = true;
+        }
     }
 
     /// The variants of a key, which are used by that.
@@ -99,6 +113,7 @@ impl Index {
         let uses = &mut self.uses;
         self.slots
             .range_mut(Id::first(key)..=Id::last(key))
+            .filter(|(_, slot)| !slot.is_gone)
             .map(|(id, slot)| {
                 *uses += 1;
                 slot.used = *uses;
@@ -145,6 +160,7 @@ impl Index {
             body,
             used,
             note: None,
+            is_gone: false,
         };
         for part in slot.parts() {
             *self.live.entry(part.segment).or_default() += u64::from(part.length);
@@ -176,8 +192,10 @@ impl Index {
         let mut carried = Carried::default();
         let mut bytes = 0;
         for (id, slot) in here {
-            bytes += slot.bytes();
-            if bytes <= limit { carried.kept.push(*id) } else { carried.dropped.push(*id) }
+            if !slot.is_gone {
+                bytes += slot.bytes();
+            }
+            if bytes <= limit && !slot.is_gone { carried.kept.push(*id) } else { carried.dropped.push(*id) }
         }
         carried
     }

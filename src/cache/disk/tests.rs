@@ -150,9 +150,9 @@ impl Tier {
     }
 
     async fn one(&self, number: u32) -> Option<Restored> {
-        let mut found = self.disk.find(&key(number)).await;
+        let found = self.disk.find(&key(number)).await;
         assert!(found.len() <= 1);
-        found.pop()
+        found.first().cloned()
     }
 
     /// As a kill would: nothing is written any more.
@@ -202,10 +202,71 @@ async fn variants_of_a_key_are_kept_apart() {
     tier.put(&tier.kept(1, b"plain".to_vec(), &[]));
     tier.put(&tier.kept(1, b"german".to_vec(), &[(VARY, "accept-language")]));
     tier.disk.flush().await;
-    let mut bodies: Vec<_> = tier.disk.find(&key(1)).await.into_iter().map(|found| found.body).collect();
+    let mut bodies: Vec<_> = tier.disk.find(&key(1)).await.iter().map(|found| found.body.clone()).collect();
     bodies.sort();
     assert_eq!(bodies, ["german", "plain"]);
     tier.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_is_read_once_however_many_ask() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 40 * KIB));
+    tier.disk.flush().await;
+    let stalled = tier.disk.stall();
+    let asking: Vec<_> = (0..100)
+        .map(|_| {
+            let disk = tier.disk.clone();
+            tokio::spawn(async move { disk.find(&key(1)).await.len() })
+        })
+        .collect();
+    let waiting = || lock(&tier.disk.finds).get(&key(1)).map_or(0, Weak::strong_count);
+    while waiting() < 100 {
+        tokio::task::yield_now().await;
+    }
+    // Those who leave end nothing for the others.
+    asking[0].abort();
+    drop(stalled);
+    for (number, asking) in asking.into_iter().enumerate() {
+        assert!(number == 0 || asking.await.unwrap() == 1);
+    }
+    assert_eq!(tier.disk.stats().hits, 1);
+    assert!(lock(&tier.disk.finds).is_empty());
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_forgotten_is_not_given_any_more_before_that_is_written() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    let first = tier.kept(1, body(1, 100), &[]);
+    tier.put(&first);
+    tier.disk.flush().await;
+    let read = tier.one(1).await.unwrap();
+    assert!(tier.disk.holds(&read));
+    tier.disk.forget(&key(1), &first.entry);
+    assert!(!tier.disk.may_have(&key(1)) && tier.one(1).await.is_none());
+    assert!(!tier.disk.holds(&read), "nor what was read before");
+    tier.disk.flush().await;
+    // What waits to be written is given in place of what is on disk.
+    tier.put(&first);
+    tier.disk.flush().await;
+    tier.keep(1, body(2, 100));
+    assert_eq!(tier.one(1).await.unwrap().body, body(2, 100));
+    tier.disk.forget_all(&key(1));
+    assert!(!tier.disk.may_have(&key(1)) && tier.one(1).await.is_none());
+    // The same again, before the deletion was written.
+    tier.keep(1, body(2, 100));
+    tier.disk.flush().await;
+    assert_eq!(tier.one(1).await.unwrap().body, body(2, 100));
+    // One that never got to the disk.
+    tier.keep(2, body(2, 100));
+    tier.disk.forget_all(&key(2));
+    tier.disk.flush().await;
+    assert!(tier.one(2).await.is_none());
+    tier.stop().await;
+    assert!(world.start().await.one(1).await.is_some());
 }
 
 #[tokio::test(start_paused = true)]
