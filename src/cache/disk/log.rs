@@ -19,7 +19,7 @@ use super::index::{Carried, Index, Slot};
 use super::record::{HEADER, Head, Header, Id, Kind, MAX_HEAD, Place};
 use crate::ids::PartitionId;
 use crate::store::{DataLock, Io, Keys, OpenError, Seals, Step, fs};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
@@ -60,14 +60,13 @@ pub(crate) struct Log {
     current: Option<u64>,
     next: u64,
     table: Arc<Mutex<Table>>,
-    /// The partitions of which something was found at the start.
-    pub(crate) partitions: HashSet<PartitionId>,
     bytes: u64,
     is_dirty: bool,
 }
 
 struct Segment {
-    file: Arc<File>,
+    /// `None`: it cannot be opened. It still takes room, and goes when its turn comes.
+    file: Option<Arc<File>>,
     bytes: u64,
 }
 
@@ -135,14 +134,15 @@ impl Log {
             current: None,
             next: 1,
             table: Arc::default(),
-            partitions: HashSet::new(),
             bytes: 0,
             is_dirty: false,
         };
         log.find()?;
         log.table().index.order_by_time();
         // More than there may be now: the setting was lowered.
-        log.shrink(log.max);
+        if let Err(error) = log.shrink(log.max) {
+            tracing::warn!(%error, "the cache on disk is larger than it may be");
+        }
         Ok(log)
     }
 
@@ -173,10 +173,13 @@ impl Log {
                     let file = Arc::new(file);
                     self.bytes += bytes;
                     self.table().files.insert(number, file.clone());
-                    self.segments.insert(number, Segment { file, bytes });
+                    self.segments.insert(number, Segment { file: Some(file), bytes });
                 }
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "a part of the cache on disk cannot be opened");
+                    let bytes = std::fs::symlink_metadata(&path).map_or(0, |found| found.len());
+                    self.bytes += bytes;
+                    self.segments.insert(number, Segment { file: None, bytes });
                 }
             }
         }
@@ -198,9 +201,6 @@ impl Log {
                 return Ok(());
             };
             self.table().index.apply(&header, number, offset);
-            if header.kind == Kind::Put {
-                self.partitions.insert(header.partition);
-            }
             offset += header.whole();
             reader.seek_relative((header.whole() - HEADER as u64).cast_signed())?;
         }
@@ -273,20 +273,35 @@ impl Log {
         if !self.is_dirty {
             return Ok(());
         }
-        if let Some(segment) = self.current.and_then(|number| self.segments.get(&number)) {
+        let segment = self.current.and_then(|number| self.segments.get(&number));
+        if let Some(file) = segment.and_then(|segment| segment.file.as_ref()) {
             self.io.at(Step::Sync, &self.dir)?;
-            segment.file.sync_data()?;
+            file.sync_data()?;
         }
         self.is_dirty = false;
         Ok(())
     }
 
     /// Gives up the oldest segments, with all that is in them, until so many bytes are left at most.
-    pub(crate) fn shrink(&mut self, limit: u64) {
+    pub(crate) fn shrink(&mut self, limit: u64) -> io::Result<()> {
         while self.bytes > limit
             && let Some(number) = self.segments.keys().next().copied()
         {
-            self.give_up(number);
+            self.give_up(number)?;
+        }
+        Ok(())
+    }
+
+    /// Gives up all of it, over a power cut too. What cannot be deleted is the error; all else is gone.
+    pub(crate) fn clear(&mut self) -> io::Result<()> {
+        let numbers: Vec<u64> = self.segments.keys().copied().collect();
+        let mut result = Ok(());
+        for number in numbers {
+            result = result.and(self.give_up(number));
+        }
+        match std::fs::exists(&self.dir)? {
+            true => result.and(fs::sync_dir(&self.dir)),
+            false => result,
         }
     }
 
@@ -338,12 +353,12 @@ impl Log {
         }
         let number = self.current.expect("it was begun just now");
         let segment = self.segments.get_mut(&number).expect("it is among them");
+        let file = segment.file.as_ref().expect("what is written is open");
         let offset = segment.bytes;
-        let written =
-            self.io.at(Step::Write, &self.dir).and_then(|()| segment.file.write_all_at(bytes, offset));
+        let written = self.io.at(Step::Write, &self.dir).and_then(|()| file.write_all_at(bytes, offset));
         if let Err(error) = written {
             // Nothing goes behind bytes that are unknown.
-            let _ = segment.file.set_len(offset);
+            let _ = file.set_len(offset);
             self.current = None;
             return Err(error);
         }
@@ -364,7 +379,7 @@ impl Log {
         self.next += 1;
         let file = Arc::new(file);
         self.table().files.insert(number, file.clone());
-        self.segments.insert(number, Segment { file, bytes: 0 });
+        self.segments.insert(number, Segment { file: Some(file), bytes: 0 });
         self.current = Some(number);
         Ok(())
     }
@@ -389,8 +404,7 @@ impl Log {
     fn carry_over(&mut self, number: u64, limit: u64) -> io::Result<()> {
         if self.current == Some(number) {
             // The only one: nothing can be carried to itself.
-            self.give_up(number);
-            return Ok(());
+            return self.give_up(number);
         }
         let Carried { kept, .. } = self.table().index.carried(number, limit);
         for id in &kept {
@@ -404,28 +418,36 @@ impl Log {
             // Before the old place is gone.
             self.sync()?;
         }
-        self.give_up(number);
-        Ok(())
+        self.give_up(number)
     }
 
-    fn give_up(&mut self, number: u64) {
+    /// Nothing of a segment is served any more. With an error its file is still there, and still counts.
+    fn give_up(&mut self, number: u64) -> io::Result<()> {
         {
             let mut table = self.table();
             table.index.forget_segment(number);
             table.files.remove(&number);
         }
-        if let Some(segment) = self.segments.remove(&number) {
-            self.bytes -= segment.bytes;
-        }
         if self.current == Some(number) {
             self.current = None;
             self.is_dirty = false;
         }
-        if let Err(error) = std::fs::remove_file(self.path(number))
+        let path = self.path(number);
+        if let Err(error) = std::fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(path = %self.path(number).display(), %error, "a part of the cache on disk stays");
+            // Its content at least.
+            let file = self.segments.get(&number).and_then(|segment| segment.file.as_ref());
+            let emptied = file.map(|file| file.set_len(0).and_then(|()| file.sync_data()));
+            if !matches!(emptied, Some(Ok(()))) {
+                tracing::warn!(path = %path.display(), %error, "a part of the cache on disk stays");
+                return Err(error);
+            }
         }
+        if let Some(segment) = self.segments.remove(&number) {
+            self.bytes -= segment.bytes;
+        }
+        Ok(())
     }
 
     fn path(&self, number: u64) -> PathBuf {

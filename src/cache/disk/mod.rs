@@ -880,7 +880,7 @@ impl Writer {
                 let before = log.disk_bytes();
                 while free < hard && log.disk_bytes() > 0 {
                     // A piece at a time: files go until there is space.
-                    log.shrink(log.disk_bytes() - 1);
+                    log.shrink(log.disk_bytes() - 1)?;
                     free = log.free_bytes()?;
                 }
                 Ok::<_, std::io::Error>((is_low, free, before - log.disk_bytes(), log.disk_bytes()))
@@ -974,7 +974,7 @@ impl Writer {
                     return Ok(found);
                 }
                 if which == Which::All {
-                    log.shrink(0);
+                    log.clear()?;
                 } else {
                     for listed in &found {
                         if let Ok(id) = listed.id.parse::<Id>() {

@@ -618,6 +618,33 @@ async fn a_purge_is_on_disk_when_it_is_answered() {
     assert!(tasks.stop(Duration::from_secs(60)).await);
 }
 
+#[tokio::test]
+async fn what_cannot_be_deleted_is_emptied_or_the_purge_says_so() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 40 * KIB));
+    tier.disk.flush().await;
+    // The file is open, and its name cannot be deleted.
+    let file = world.files().pop().unwrap();
+    let hidden = world.dir.path().join("hidden");
+    fs::rename(&file, &hidden).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert_eq!(tier.disk.purge(Which::All, false).await.unwrap().len(), 1);
+    assert_eq!(fs::metadata(&hidden).unwrap().len(), 0);
+    assert_eq!(tier.disk.stats().disk_bytes, 0);
+    tier.stop().await;
+    // A part that cannot be opened may hold what is to be deleted.
+    let tier = world.start().await;
+    tier.keep(2, body(2, 40 * KIB));
+    tier.disk.flush().await;
+    assert!(tier.disk.purge(Which::All, false).await.unwrap_err().contains("could not be changed"));
+    assert!(tier.one(2).await.is_none() && tier.disk.stats().entries == 0);
+    fs::remove_dir(&file).unwrap();
+    tier.disk.purge(Which::All, false).await.unwrap();
+    assert_eq!((tier.disk.stats().disk_bytes, world.bytes()), (0, 0));
+    tier.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_went_back_makes_nothing_younger() {
     let mut world = world(64 << 20);
