@@ -223,7 +223,7 @@ impl Cache {
             restored.facts.clone(),
             Confirmed { at: restored.at, monotonic: now },
             self.started,
-            restored.began,
+            if restored.is_own { restored.began } else { self.marks.foreign(restored.began) },
             self.marks.names(about.partition, &about.path, about.tag()),
             about.clone(),
             Asked { headers: &restored.selecting, forwarded: None },

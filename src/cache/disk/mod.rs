@@ -108,6 +108,8 @@ pub(crate) struct Restored {
     pub(crate) facts: Facts,
     pub(crate) at: Timestamp,
     pub(crate) began: Moment,
+    /// Whether this process wrote it.
+    pub(crate) is_own: bool,
     id: Id,
     /// Names its body. `None`: it was not on disk yet.
     stamp: Option<u64>,
@@ -443,6 +445,7 @@ impl Disk {
                 facts,
                 at: record::confirmed(handle.slot.at, newest, self.clock.now()),
                 began: Moment::of(head.began),
+                is_own: head.run == self.run,
                 id: handle.id,
                 stamp: Some(handle.slot.stamp),
             })
@@ -716,6 +719,7 @@ impl Restored {
             facts: entry.facts.clone(),
             at: entry.confirmed.at,
             began: entry.began,
+            is_own: true,
             id,
             stamp: None,
         }
