@@ -198,7 +198,11 @@ impl Ledger {
 
     /// Waits until it is on disk, or cannot be.
     pub(crate) async fn record(&self, fact: Fact) {
-        let number = self.push(fact);
+        self.written(self.push(fact)).await;
+    }
+
+    /// Waits until what was [pushed](Self::push) is on disk, or cannot be.
+    pub(crate) async fn written(&self, number: u64) {
         let mut done = self.0.done.subscribe();
         self.0.is_urgent.notify_one();
         self.0.has_some.notify_one();
@@ -209,7 +213,8 @@ impl Ledger {
         }
     }
 
-    fn push(&self, fact: Fact) -> u64 {
+    /// Takes a fact; its number is what to wait for.
+    pub(crate) fn push(&self, fact: Fact) -> u64 {
         let mut waiting = self.waiting();
         if waiting.facts.len() < MOST {
             waiting.facts.push(fact);

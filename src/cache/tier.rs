@@ -9,7 +9,7 @@ use super::disk::{Disk, DiskOptions, Listed, Restored, Which};
 use super::entry::{About, Asked, Confirmed, Entry};
 use super::invalidate::Marks;
 use super::key::Key;
-use super::ledger::{Fact, Found, Ledger};
+use super::ledger::{Found, Ledger};
 use super::refusals::Refusals;
 use super::service::Read;
 use crate::clock::Clock;
@@ -252,28 +252,26 @@ impl Cache {
                 if status == StatusCode::FORBIDDEN && key.is_none() {
                     return;
                 }
-                let fact = self.refusals.refuse(partition, token, key, Instant::now());
-                if let (Some(fact), Some(ledger)) = (fact, &self.ledger) {
-                    ledger.record(fact).await;
+                let tell = |fact| self.ledger.as_ref().map(|ledger| ledger.push(fact));
+                let number = self.refusals.refuse(partition, token, key, Instant::now(), tell).flatten();
+                if let (Some(number), Some(ledger)) = (number, &self.ledger) {
+                    ledger.written(number).await;
                 }
             }
             200..=299 | 304 => {
-                let has_ended = self.refusals.clear(partition, || token, key, asked_at);
+                let note = |fact| {
+                    if let Some(ledger) = &self.ledger {
+                        ledger.note(fact);
+                    }
+                };
+                self.refusals.clear(partition, || token, key, asked_at, note);
                 let fact = if self.refusals.is_shut_out(partition, token) {
                     None
                 } else {
                     self.refusals.succeeded(partition, token, self.clock.now().as_second())
                 };
-                if let Some(ledger) = &self.ledger {
-                    if has_ended {
-                        ledger.note(Fact::Cleared { partition, token, key: None });
-                        if let Some(key) = key {
-                            ledger.note(Fact::Cleared { partition, token, key: Some(*key) });
-                        }
-                    }
-                    if let Some(fact) = fact {
-                        ledger.note(fact);
-                    }
+                if let Some(fact) = fact {
+                    note(fact);
                 }
             }
             _ => {}
