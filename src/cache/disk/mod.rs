@@ -47,7 +47,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use record::{Head, Id, Source};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -200,10 +200,9 @@ pub struct DiskStats {
     pub dropped: BTreeMap<&'static str, u64>,
 }
 
-#[derive(Default)]
 enum Reading {
-    #[default]
-    Nothing,
+    /// There is nothing to read, and these keys were forgotten meanwhile.
+    Nothing(HashSet<Key>),
     From(Arc<Mutex<Table>>, Arc<Seals>),
 }
 
@@ -239,6 +238,8 @@ struct Writer {
     may_open: bool,
 }
 
+/// Keys whose deletion is remembered while there is no log.
+const FORGOTTEN: usize = 16_384;
 /// Keys that are read at once.
 const READS: usize = 16;
 /// What the writer gathers before it writes.
@@ -266,7 +267,7 @@ impl Disk {
             run: fastrand::u64(1..),
             started: Instant::now(),
             seed: [fastrand::u64(..) | 1, fastrand::u64(..) | 1],
-            reading: Mutex::default(),
+            reading: Mutex::new(Reading::Nothing(HashSet::new())),
             pending: Mutex::default(),
             has_pending: Notify::new(),
             finds: Mutex::default(),
@@ -316,8 +317,11 @@ impl Disk {
     /// No variant of a key is to be on disk any more. Never waits.
     pub(crate) fn forget_all(&self, key: &Key) {
         let mut ids = lock(&self.pending).ids(&key.0);
-        match &*lock(&self.reading) {
-            Reading::Nothing => {}
+        match &mut *lock(&self.reading) {
+            Reading::Nothing(forgotten) if forgotten.len() < FORGOTTEN => {
+                forgotten.insert(*key);
+            }
+            Reading::Nothing(_) => self.counters.drop("full"),
             Reading::From(table, _) => ids.extend(lock(table).index.ids(&key.0)),
         }
         self.delete(&ids);
@@ -345,10 +349,28 @@ impl Disk {
         }
     }
 
+    /// There is a log. What was forgotten before is forgotten in it before anybody reads it.
+    fn read_from(&self, table: Arc<Mutex<Table>>, seals: Arc<Seals>) {
+        let mut reading = lock(&self.reading);
+        if let Reading::Nothing(forgotten) = &*reading {
+            let mut pending = lock(&self.pending);
+            let index = &mut lock(&table).index;
+            for id in forgotten.iter().flat_map(|key| index.ids(&key.0)) {
+                // What waits came later.
+                if pending.get(&id).is_none() {
+                    pending.offer(id, Change::Delete, 64);
+                    index.forget(&id);
+                }
+            }
+            pending.deletions().for_each(|id| index.forget(id));
+        }
+        *reading = Reading::From(table, seals);
+    }
+
     /// Whether any variant of this key is on disk, from memory alone. While the tier is being opened: no.
     pub(crate) fn may_have(&self, key: &Key) -> bool {
         match &*lock(&self.reading) {
-            Reading::Nothing => false,
+            Reading::Nothing(_) => false,
             Reading::From(table, _) => lock(table).index.has(&key.0),
         }
     }
@@ -381,7 +403,7 @@ impl Disk {
     async fn read(self: &Arc<Self>, key: &Key) -> Arc<[Restored]> {
         let Ok(permit) = self.reads.clone().acquire_owned().await else { return Arc::default() };
         let (waiting, handles, newest) = match &*lock(&self.reading) {
-            Reading::Nothing => return Arc::default(),
+            Reading::Nothing(_) => return Arc::default(),
             Reading::From(table, seals) => {
                 let pending = lock(&self.pending);
                 let waiting: Vec<Restored> = pending
@@ -418,7 +440,7 @@ impl Disk {
     /// Whether what was read still holds: it was neither forgotten nor replaced meanwhile.
     pub(crate) fn holds(&self, restored: &Restored) -> bool {
         match &*lock(&self.reading) {
-            Reading::Nothing => false,
+            Reading::Nothing(_) => false,
             Reading::From(table, _) => match lock(&self.pending).get(&restored.id) {
                 Some(Change::Delete) => false,
                 Some(Change::Put(_)) => restored.stamp.is_none(),
@@ -462,7 +484,7 @@ impl Disk {
 
     fn is_current(&self, handle: &Handle) -> bool {
         match &*lock(&self.reading) {
-            Reading::Nothing => false,
+            Reading::Nothing(_) => false,
             Reading::From(table, _) => lock(table)
                 .index
                 .get(&handle.id)
@@ -524,7 +546,7 @@ impl Disk {
         let mut last = after;
         while found.len() < limit {
             let handles: Vec<Handle> = match &*lock(&self.reading) {
-                Reading::Nothing => return found,
+                Reading::Nothing(_) => return found,
                 Reading::From(table, seals) => {
                     let table = lock(table);
                     let ids: Vec<Id> = table.index.after(last).take(STEP).map(|(id, _)| *id).collect();
@@ -562,7 +584,7 @@ impl Disk {
 
     pub(crate) fn stats(&self) -> DiskStats {
         let (entries, live_bytes) = match &*lock(&self.reading) {
-            Reading::Nothing => (0, 0),
+            Reading::Nothing(_) => (0, 0),
             Reading::From(table, _) => {
                 let table = lock(table);
                 (table.index.len() as u64, table.index.live_bytes())
@@ -645,7 +667,7 @@ impl Disk {
         let began = entry.began.number();
         let note = Note { print: self.print(&entry.body), began, at: self.millis() };
         let before = match &*lock(&self.reading) {
-            Reading::Nothing => None,
+            Reading::Nothing(_) => None,
             Reading::From(table, _) => {
                 lock(table).index.get(&id).filter(|slot| !slot.is_gone).and_then(|slot| slot.note)
             }
@@ -842,7 +864,7 @@ impl Writer {
                 let entries = lock(&table).index.len();
                 tracing::info!(entries, bytes = log.disk_bytes(), "the cache on disk is open");
                 self.disk.counters.disk.store(log.disk_bytes(), Ordering::Relaxed);
-                *lock(&self.disk.reading) = Reading::From(table, seals);
+                self.disk.read_from(table, seals);
                 self.log = Some(Box::new(log));
                 self.disk.counters.up.set(1);
                 self.disk.phase.send_replace(Phase::On);
@@ -857,11 +879,11 @@ impl Writer {
     }
 
     fn shut(&mut self, why: &str) {
-        *lock(&self.disk.reading) = Reading::Nothing;
+        *lock(&self.disk.reading) = Reading::Nothing(HashSet::new());
         self.log = None;
         self.disk.counters.up.set(0);
         self.disk.counters.disk.store(0, Ordering::Relaxed);
-        lock(&self.disk.pending).retain(|_, _| false);
+        lock(&self.disk.pending).retain(|_, change| matches!(change, Change::Delete));
         self.disk.phase.send_replace(Phase::Off(why.into()));
     }
 
@@ -923,12 +945,13 @@ impl Writer {
             self.look().await;
         }
         loop {
-            let changes = lock(&self.disk.pending).take(&mut self.pace);
-            if changes.is_empty() && !(is_all && lock(&self.disk.pending).len() > 0) {
+            if self.log.is_none() {
+                // What was deleted may still be there when there is a log again.
+                lock(&self.disk.pending).retain(|_, change| matches!(change, Change::Delete));
                 return;
             }
-            if self.log.is_none() {
-                lock(&self.disk.pending).retain(|_, _| false);
+            let changes = lock(&self.disk.pending).take(&mut self.pace);
+            if changes.is_empty() && !(is_all && lock(&self.disk.pending).len() > 0) {
                 return;
             }
             let is_resting = self.rests_until.is_some_and(|until| now < until);

@@ -110,6 +110,12 @@ impl<T> Pending<T> {
         taken
     }
 
+    /// The copies whose deletion waits.
+    pub(crate) fn deletions(&self) -> impl Iterator<Item = &Id> {
+        let deletions = self.changes.iter().filter(|(_, (change, _))| matches!(change, Change::Delete));
+        deletions.map(|(id, _)| id)
+    }
+
     /// What waits to be done with a copy.
     pub(crate) fn get(&self, id: &Id) -> Option<&Change<T>> {
         self.changes.get(id).map(|(change, _)| change)

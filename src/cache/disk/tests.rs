@@ -505,6 +505,31 @@ async fn a_folder_that_cannot_be_used_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_forgotten_while_there_is_no_log_does_not_come_back() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    let kept: Vec<_> = (0..3).map(|number| tier.kept(number, body(number, 100), &[])).collect();
+    kept.iter().for_each(|kept| tier.put(kept));
+    tier.stop().await;
+    let held = DataLock::acquire(&world.dir.path().join("cache"), Duration::ZERO).unwrap();
+    // Once while it is opened, once while it cannot be.
+    let tasks = Tasks::new();
+    let disk = Disk::start(world.options(), world.clock, &Metrics::new(), &tasks);
+    disk.forget(&key(0), &kept[0].entry);
+    disk.loaded().await;
+    disk.forget_all(&key(1));
+    drop(held);
+    tokio::time::sleep(REOPEN + 2 * LOOK).await;
+    assert_eq!(disk.stats().state, "on");
+    assert!(!disk.may_have(&key(0)) && !disk.may_have(&key(1)) && disk.may_have(&key(2)));
+    disk.flush().await;
+    assert!(tasks.stop(Duration::from_secs(60)).await);
+    let tier = world.start().await;
+    assert_eq!(tier.disk.stats().entries, 1);
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_folder_that_goes_while_it_is_used_harms_nobody() {
     let world = world(8 << 20);
     let tier = world.start().await;
