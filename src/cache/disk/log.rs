@@ -19,7 +19,7 @@ use super::index::{Carried, Index, Slot};
 use super::record::{HEADER, Head, Header, Id, Kind, MAX_HEAD, Place};
 use crate::ids::PartitionId;
 use crate::store::{DataLock, Io, Keys, OpenError, Seals, Step, fs};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
@@ -33,6 +33,8 @@ const LEAST_SEGMENT: u64 = 256 * 1024;
 const LARGEST_SEGMENT: u64 = 16 << 20;
 /// A log has about so many segments.
 const SEGMENTS: u64 = 32;
+/// And about so many at most.
+const MOST_SEGMENTS: u64 = 256;
 const HEAD_TREE: u8 = b'h';
 const BODY_TREE: u8 = b'b';
 
@@ -137,8 +139,11 @@ impl Log {
             bytes: 0,
             is_dirty: false,
         };
-        log.find()?;
+        let surplus = log.find()?;
         log.table().index.order_by_time();
+        if let Err(error) = log.delete_unknown(surplus) {
+            tracing::warn!(%error, "copies that are too many stay in the cache on disk until their files go");
+        }
         // More than there may be now: the setting was lowered.
         if let Err(error) = log.shrink(log.max) {
             tracing::warn!(%error, "the cache on disk is larger than it may be");
@@ -146,8 +151,10 @@ impl Log {
         Ok(log)
     }
 
-    /// Reads the headers of all segments, in their order.
-    fn find(&mut self) -> io::Result<()> {
+    /// Reads the headers of all segments, in their order. Gives those that are there and not known, because they are
+    /// too many.
+    fn find(&mut self) -> io::Result<HashMap<Id, PartitionId>> {
+        let mut surplus = HashMap::new();
         let mut numbers = Vec::new();
         for file in std::fs::read_dir(&self.dir)? {
             let name = file?.file_name();
@@ -167,7 +174,7 @@ impl Log {
                     let _ = std::fs::remove_file(&path);
                 }
                 Ok((file, bytes)) => {
-                    if let Err(error) = self.read_headers(number, &file, bytes) {
+                    if let Err(error) = self.read_headers(number, &file, bytes, &mut surplus) {
                         tracing::warn!(path = %path.display(), %error, "a part of the cache on disk cannot be read");
                     }
                     let file = Arc::new(file);
@@ -183,10 +190,16 @@ impl Log {
                 }
             }
         }
-        Ok(())
+        Ok(surplus)
     }
 
-    fn read_headers(&mut self, number: u64, file: &File, bytes: u64) -> io::Result<()> {
+    fn read_headers(
+        &mut self,
+        number: u64,
+        file: &File,
+        bytes: u64,
+        surplus: &mut HashMap<Id, PartitionId>,
+    ) -> io::Result<()> {
         let mut reader = BufReader::with_capacity(64 * 1024, file);
         let mut offset = 0;
         let mut buffer = [0; HEADER];
@@ -200,7 +213,15 @@ impl Log {
                 );
                 return Ok(());
             };
-            self.table().index.apply(&header, number, offset);
+            let mut table = self.table();
+            table.index.apply(&header, number, offset);
+            if !surplus.is_empty() && header.kind != Kind::Renew {
+                surplus.remove(&header.id);
+            }
+            for id in table.index.surplus() {
+                surplus.extend(table.index.remove(&id).map(|slot| (id, slot.partition)));
+            }
+            drop(table);
             offset += header.whole();
             reader.seek_relative((header.whole() - HEADER as u64).cast_signed())?;
         }
@@ -244,9 +265,10 @@ impl Log {
             return Ok(Written::Gone);
         }
         self.append(&bytes)?;
-        let mut table = self.table();
-        for id in table.index.surplus() {
-            table.index.remove(&id);
+        let surplus = self.table().index.surplus();
+        for id in surplus {
+            // On disk too: what is not known cannot be purged.
+            self.delete(&id)?;
         }
         Ok(Written::Yes)
     }
@@ -254,18 +276,22 @@ impl Log {
     /// Deletes a copy, so that no start finds it again. Tells whether it was there.
     pub(crate) fn delete(&mut self, id: &Id) -> io::Result<bool> {
         let Some(slot) = self.slot(id) else { return Ok(false) };
-        let header = Header {
-            kind: Kind::Delete,
-            id: *id,
-            partition: slot.partition,
-            stamp: slot.stamp,
-            at: 0,
-            head: 0,
-            body: 0,
-        };
-        self.make_room(HEADER as u64)?;
-        self.append(&header.encode())?;
+        self.append_deletion(*id, slot.partition, slot.stamp)?;
         Ok(true)
+    }
+
+    fn append_deletion(&mut self, id: Id, partition: PartitionId, stamp: u64) -> io::Result<()> {
+        let header = Header { kind: Kind::Delete, id, partition, stamp, at: 0, head: 0, body: 0 };
+        self.make_room(HEADER as u64)?;
+        self.append(&header.encode())
+    }
+
+    /// Deletes copies that are on disk and not in the index.
+    fn delete_unknown(&mut self, copies: HashMap<Id, PartitionId>) -> io::Result<()> {
+        for (id, partition) in copies {
+            self.append_deletion(id, partition, 0)?;
+        }
+        self.sync()
     }
 
     /// Makes what was written last over a power cut.
@@ -387,7 +413,8 @@ impl Log {
     // --- room
 
     fn segment_size(&self) -> u64 {
-        (self.max / SEGMENTS).clamp(LEAST_SEGMENT, LARGEST_SEGMENT)
+        // One open file each: so a large log has large ones, and not many.
+        (self.max / SEGMENTS).clamp(LEAST_SEGMENT, LARGEST_SEGMENT).max(self.max / MOST_SEGMENTS)
     }
 
     /// Room for so many more bytes. What is carried over fits in what must be free besides.
