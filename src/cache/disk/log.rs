@@ -109,22 +109,62 @@ pub(crate) enum Written {
     Gone,
 }
 
+/// Gives back the space of a log that cannot be opened, the oldest files first, until so many bytes are free. Gives the
+/// bytes given up. One that another process has, or a newer version wrote, is left alone. Blocks.
+pub(crate) fn give_back(dir: &Path, io: &dyn Io, wanted: u64) -> Result<u64, LogError> {
+    if !std::fs::exists(dir)? || io.free_bytes(dir)? >= wanted {
+        return Ok(0);
+    }
+    refuse_newer(dir)?;
+    let _lock = DataLock::acquire(dir, Duration::ZERO)?;
+    let mut given = 0;
+    for number in numbers(dir)? {
+        if io.free_bytes(dir)? >= wanted {
+            break;
+        }
+        let path = path(dir, number);
+        let bytes = std::fs::symlink_metadata(&path)?.len();
+        std::fs::remove_file(&path)?;
+        given += bytes;
+    }
+    Ok(given)
+}
+
+fn refuse_newer(dir: &Path) -> Result<(), LogError> {
+    match std::fs::read_to_string(dir.join("VERSION")) {
+        Ok(text) => match text.trim().parse::<u32>() {
+            Ok(found) if found > VERSION => Err(LogError::Newer { path: dir.to_owned(), found }),
+            _ => Ok(()),
+        },
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The segments, in their order.
+fn numbers(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for file in std::fs::read_dir(dir)? {
+        let name = file?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("seg-")?.strip_suffix(".log"));
+        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("seg-{number:010}.log"))
+}
+
 // === impl Log ===
 
 impl Log {
     /// Opens the log in `dir`, made where there is none.
     pub(crate) fn open(dir: &Path, keys: &Keys, max: u64, io: Arc<dyn Io>) -> Result<Self, LogError> {
-        let version = dir.join("VERSION");
-        match std::fs::read_to_string(&version) {
-            Ok(text) => match text.trim().parse::<u32>() {
-                Ok(found) if found > VERSION => return Err(LogError::Newer { path: dir.to_owned(), found }),
-                _ => {}
-            },
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {}
-            Err(error) => return Err(error.into()),
-        }
+        refuse_newer(dir)?;
         let lock = DataLock::acquire(dir, Duration::ZERO)?;
-        fs::durable_write_file(&version, format!("{VERSION}\n").as_bytes())?;
+        fs::durable_write_file(&dir.join("VERSION"), format!("{VERSION}\n").as_bytes())?;
         let seals = Seals::open(dir, keys)?;
         let mut log = Self {
             dir: dir.to_owned(),
@@ -155,14 +195,7 @@ impl Log {
     /// too many.
     fn find(&mut self) -> io::Result<HashMap<Id, PartitionId>> {
         let mut surplus = HashMap::new();
-        let mut numbers = Vec::new();
-        for file in std::fs::read_dir(&self.dir)? {
-            let name = file?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("seg-")?.strip_suffix(".log"));
-            numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
-        }
-        numbers.sort_unstable();
-        for number in numbers {
+        for number in numbers(&self.dir)? {
             self.next = self.next.max(number.saturating_add(1));
             let path = self.path(number);
             match File::options().read(true).write(true).open(&path).and_then(|file| {
@@ -478,7 +511,7 @@ impl Log {
     }
 
     fn path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("seg-{number:010}.log"))
+        path(&self.dir, number)
     }
 }
 

@@ -890,7 +890,11 @@ impl Writer {
     /// Looks at the free space, and again at a folder that could not be opened.
     async fn look(&mut self) {
         if self.log.is_none() {
-            return Box::pin(self.open()).await;
+            Box::pin(self.open()).await;
+            if self.log.is_none() {
+                self.give_back().await;
+            }
+            return;
         }
         if self.looked.is_some_and(|at| at.elapsed() < LOOK) {
             return;
@@ -933,6 +937,30 @@ impl Writer {
                 tracing::warn!(%error, "the free space is not known: the cache writes nothing");
             }
             None => {}
+        }
+    }
+
+    /// Makes space for the queue where there is a log that cannot be opened.
+    async fn give_back(&mut self) {
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let DiskOptions { dir, reserve, io, .. } = self.disk.options.clone();
+        let work = move || log::give_back(&dir, &*io, reserve + reserve / 4);
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(given_up)) => {
+                self.disk.counters.drop("space");
+                tracing::warn!(given_up, "space is short: files of a cache that cannot be opened are given up");
+            }
+            Ok(Err(error)) => {
+                let why = format!("space is short, and its files stay: {error}");
+                if *self.disk.phase.borrow() != Phase::Off(why.as_str().into()) {
+                    tracing::warn!(%error, "space is short, and the files of the cache stay");
+                    self.disk.phase.send_replace(Phase::Off(why.into()));
+                }
+            }
         }
     }
 

@@ -530,6 +530,31 @@ async fn what_is_forgotten_while_there_is_no_log_does_not_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_space_is_short_a_log_that_cannot_be_opened_goes_too() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 100));
+    tier.stop().await;
+    let dir = world.dir.path().join("cache");
+    world.volume.free.store(1 << 30, Ordering::Relaxed);
+    fs::write(dir.join("VERSION"), "2\n").unwrap();
+    let tier = world.start().await;
+    tokio::time::sleep(2 * LOOK).await;
+    assert!(tier.disk.stats().state.contains("space is short"), "{:?}", tier.disk.stats());
+    assert!(world.bytes() > 0, "what a newer version wrote is left alone");
+    tier.stop().await;
+    // Its keys cannot be read.
+    fs::write(dir.join("VERSION"), "1\n").unwrap();
+    fs::remove_file(dir.join("key")).unwrap();
+    fs::create_dir(dir.join("key")).unwrap();
+    let tier = world.start().await;
+    assert!(matches!(tier.disk.loaded().await, Phase::Off(_)));
+    tokio::time::sleep(2 * LOOK).await;
+    assert_eq!(world.bytes(), 0);
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_folder_that_goes_while_it_is_used_harms_nobody() {
     let world = world(8 << 20);
     let tier = world.start().await;
