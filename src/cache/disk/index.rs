@@ -6,7 +6,7 @@
 
 use super::record::{Header, Id, Kind, Place};
 use crate::ids::PartitionId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The most copies that are known; above it, those that were not used for the longest time go.
 pub(crate) const MAX_COPIES: usize = 262_144;
@@ -45,6 +45,8 @@ pub(crate) struct Note {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     slots: BTreeMap<Id, Slot>,
+    /// Which copies have a part in a segment.
+    parts: BTreeSet<(u64, Id)>,
     /// Live bytes by segment.
     live: BTreeMap<u64, u64>,
     live_bytes: u64,
@@ -164,6 +166,7 @@ impl Index {
         };
         for part in slot.parts() {
             *self.live.entry(part.segment).or_default() += u64::from(part.length);
+            self.parts.insert((part.segment, header.id));
         }
         self.live_bytes += slot.bytes();
         self.slots.insert(header.id, slot);
@@ -172,6 +175,7 @@ impl Index {
     pub(crate) fn remove(&mut self, id: &Id) -> Option<Slot> {
         let slot = self.slots.remove(id)?;
         for part in slot.parts() {
+            self.parts.remove(&(part.segment, *id));
             if let Some(live) = self.live.get_mut(&part.segment) {
                 *live = live.saturating_sub(u64::from(part.length));
             }
@@ -183,10 +187,11 @@ impl Index {
     /// What to carry over when a segment is given up: what was used last, up to so many bytes. All that has a part
     /// in it is named.
     pub(crate) fn carried(&self, segment: u64, limit: u64) -> Carried {
+        // Not all copies are looked at: readers wait for the lock meanwhile.
         let mut here: Vec<(&Id, &Slot)> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.record.segment == segment || slot.body.segment == segment)
+            .parts
+            .range((segment, Id([0; 24]))..=(segment, Id([0xff; 24])))
+            .filter_map(|(_, id)| Some((id, self.slots.get(id)?)))
             .collect();
         here.sort_unstable_by_key(|(_, slot)| std::cmp::Reverse(slot.used));
         let mut carried = Carried::default();
@@ -206,8 +211,9 @@ impl Index {
             return Vec::new();
         }
         let mut all: Vec<(u64, Id)> = self.slots.iter().map(|(id, slot)| (slot.used, *id)).collect();
-        all.sort_unstable();
-        all.truncate(all.len() - MAX_COPIES + MAX_COPIES / 8);
+        let surplus = all.len() - MAX_COPIES + MAX_COPIES / 8;
+        all.select_nth_unstable(surplus);
+        all.truncate(surplus);
         all.into_iter().map(|(_, id)| id).collect()
     }
 
@@ -296,6 +302,7 @@ mod tests {
         index.apply(&header(Kind::Delete, 1, 0, 0), 2, 1200);
         index.apply(&header(Kind::Delete, 2, 0, 0), 2, 1300);
         assert_eq!((index.live_bytes(), index.len(), index.live[&1], index.live[&2]), (0, 0, 0, 0));
+        assert!(index.parts.is_empty());
     }
 
     #[test]
