@@ -1,6 +1,6 @@
 //! Pure. What lies where in the log, and what goes when it is full.
 //!
-//! One slot a copy, about 100 bytes, at most [`MAX_COPIES`]: small enough to stay in memory whole, so that asking for
+//! One slot a copy, about 150 bytes, at most [`MAX_COPIES`]: small enough to stay in memory whole, so that asking for
 //! what is not there never touches the disk. A segment is given up as a whole, the oldest first; what was used of late
 //! in it is carried over to the end of the log ([`Index::carried`]), the rest is forgotten.
 
