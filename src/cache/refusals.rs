@@ -492,7 +492,11 @@ mod tests {
             assert!(!restored.is_proven(a, 8, 9000, window) && !restored.is_proven(b, 8, 1300, window));
             let mut told = Vec::new();
             restored.clear(a, || 7, None, now, |fact| told.push(fact));
-            assert_eq!(told, [Fact::Cleared { partition: a, token: 7, key: None }], "its own success ends it");
+            assert_eq!(
+                told,
+                [Fact::Cleared { partition: a, token: 7, key: None }],
+                "its own success ends it"
+            );
         }
         let damaged = Refusals::new([1, 2]);
         damaged.restore(&facts, false, now);

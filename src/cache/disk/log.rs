@@ -358,10 +358,7 @@ impl Log {
         for number in numbers {
             result = result.and(self.give_up(number));
         }
-        match std::fs::exists(&self.dir)? {
-            true => result.and(fs::sync_dir(&self.dir)),
-            false => result,
-        }
+        if std::fs::exists(&self.dir)? { result.and(fs::sync_dir(&self.dir)) } else { result }
     }
 
     /// Bytes free on the volume. A folder that somebody removed is made again.

@@ -337,7 +337,9 @@ impl Disk {
         }
         if let Reading::From(table, _) = &*lock(&self.reading) {
             let mut table = lock(table);
-            ids.iter().for_each(|id| table.index.forget(id));
+            for id in ids {
+                table.index.forget(id);
+            }
         }
     }
 
@@ -355,14 +357,17 @@ impl Disk {
         if let Reading::Nothing(forgotten) = &*reading {
             let mut pending = lock(&self.pending);
             let index = &mut lock(&table).index;
-            for id in forgotten.iter().flat_map(|key| index.ids(&key.0)) {
+            let ids: Vec<Id> = forgotten.iter().flat_map(|key| index.ids(&key.0)).collect();
+            for id in ids {
                 // What waits came later.
                 if pending.get(&id).is_none() {
                     pending.offer(id, Change::Delete, 64);
                     index.forget(&id);
                 }
             }
-            pending.deletions().for_each(|id| index.forget(id));
+            for id in pending.deletions() {
+                index.forget(id);
+            }
         }
         *reading = Reading::From(table, seals);
     }
@@ -952,7 +957,10 @@ impl Writer {
             Ok(Ok(0)) | Err(_) => {}
             Ok(Ok(given_up)) => {
                 self.disk.counters.drop("space");
-                tracing::warn!(given_up, "space is short: files of a cache that cannot be opened are given up");
+                tracing::warn!(
+                    given_up,
+                    "space is short: files of a cache that cannot be opened are given up"
+                );
             }
             Ok(Err(error)) => {
                 let why = format!("space is short, and its files stay: {error}");

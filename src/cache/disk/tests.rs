@@ -509,7 +509,9 @@ async fn what_is_forgotten_while_there_is_no_log_does_not_come_back() {
     let world = world(64 << 20);
     let tier = world.start().await;
     let kept: Vec<_> = (0..3).map(|number| tier.kept(number, body(number, 100), &[])).collect();
-    kept.iter().for_each(|kept| tier.put(kept));
+    for kept in &kept {
+        tier.put(kept);
+    }
     tier.stop().await;
     let held = DataLock::acquire(&world.dir.path().join("cache"), Duration::ZERO).unwrap();
     // Once while it is opened, once while it cannot be.
