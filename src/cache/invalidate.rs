@@ -44,6 +44,8 @@ pub(crate) struct Moment(u64);
 /// All marks.
 pub(crate) struct Marks {
     sequence: AtomicU64,
+    /// Where this process began to count.
+    start: AtomicU64,
     floor: AtomicU64,
     shards: [Mutex<HashMap<u64, u64, Places>>; SHARDS],
     hasher: FixedState,
@@ -81,6 +83,7 @@ impl Marks {
     pub(crate) fn new(seed: [u64; 2], ledger: Option<Ledger>) -> Self {
         Self {
             sequence: AtomicU64::new(1),
+            start: AtomicU64::new(1),
             floor: AtomicU64::new(0),
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: FixedState::with_seed(seed[0] ^ seed[1].rotate_left(32)),
@@ -109,6 +112,7 @@ impl Marks {
         // The last marks before a crash may not be recorded: their numbers must not come again.
         let start = now.max(highest.saturating_add(1 << 20));
         self.sequence.store(start, Ordering::Release);
+        self.start.store(start, Ordering::Release);
         if !is_intact {
             self.floor.store(start, Ordering::Release);
         }
@@ -148,6 +152,12 @@ impl Marks {
     /// Now. Taken by a fill before it asks upstream.
     pub(crate) fn moment(&self) -> Moment {
         Moment(self.sequence.load(Ordering::Acquire))
+    }
+
+    /// A moment of another process. Where the wall clock went back since, it may lie ahead of all that are counted
+    /// here: then it is taken for the start, so that what comes after that counts.
+    pub(crate) fn foreign(&self, moment: Moment) -> Moment {
+        moment.min(Moment(self.start.load(Ordering::Acquire)))
     }
 
     /// Whether something with these names, begun at that moment, is out of date.
@@ -276,6 +286,14 @@ mod tests {
         assert!(restored.moment() > after);
         assert!(restored.is_outdated(names, before) && !restored.is_outdated(names, after));
         assert!(!restored.is_outdated(other, before));
+        // Nothing was recorded, and the clock went back: a write still makes the copy out of date.
+        let behind = Marks::new([1, 2], None);
+        behind.restore(&[], true, 10);
+        let copy = behind.foreign(before);
+        assert!(!behind.is_outdated(names, copy));
+        behind.path(A, "/bookings/1");
+        assert!(behind.is_outdated(names, copy));
+        assert_eq!(restored.foreign(before), before);
         let damaged = Marks::new([1, 2], None);
         damaged.restore(&marks.facts(), false, 2000);
         assert!(damaged.is_outdated(other, after) && !damaged.is_outdated(other, damaged.moment()));

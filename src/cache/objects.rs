@@ -27,6 +27,7 @@ use super::entry::{About, Confirmed, Entry};
 use super::key::{Key, Places};
 use super::policy::Refused;
 use super::service::Read;
+use super::tier::Unread;
 use crate::http::headers::FLEXPORT_VERSION;
 use crate::ids::PartitionId;
 use bytes::Bytes;
@@ -36,8 +37,9 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// The pages that objects can be taken from.
 pub(crate) struct Objects {
@@ -128,6 +130,8 @@ const LEFT: usize = 16_384;
 const CLAIMANTS: usize = 16;
 /// Bytes that are read of a collection's pages.
 const BYTES: usize = 16 << 20;
+/// How long an outage's request waits for pages to be read from disk.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// What is read without leaving the thread.
 const SHORT: usize = 256 << 10;
 
@@ -352,12 +356,15 @@ impl Cache {
         let wanted = self.objects.wanted(read).ok_or(None)?;
         self.survey(read).await;
         self.objects.claim(read, &wanted);
+        let until = Instant::now() + PATIENCE;
         let (mut pages, gone) = self.objects.pages(&wanted);
         if pages.iter().any(|page| !self.is_read(read, page)) {
-            let _one = self.objects.reading.lock().await;
-            pages = self.objects.pages(&wanted).0;
-            self.read_pages(read, &mut pages).await;
-            self.objects.learn(&wanted, &pages);
+            // What is not read in time is there for the next one.
+            if let Ok(_one) = timeout_at(until, self.objects.reading.lock()).await {
+                pages = self.objects.pages(&wanted).0;
+                self.read_pages(read, &mut pages, until).await;
+                self.objects.learn(&wanted, &pages);
+            }
         }
         pages.retain(|page| page.contents.as_ref().is_some_and(|contents| contents.has(wanted.id_hash)));
         pages.sort_by_key(|page| {
@@ -370,9 +377,9 @@ impl Cache {
         for page in pages {
             let entry = match self.in_memory(read, &page) {
                 Some(entry) => entry,
-                None => match self.restore_of(&page.key, &page.about, read.asked()).await {
-                    Some(entry) => entry,
-                    None => continue,
+                None => match self.restore_of(&page.key, &page.about, read.asked(), until).await {
+                    Ok(Some(entry)) => entry,
+                    Ok(None) | Err(Unread) => continue,
                 },
             };
             let is_same = entry.about.partition == read.partition
@@ -444,7 +451,7 @@ impl Cache {
     }
 
     /// Reads those that are not, the newest first, up to [`BYTES`] of all.
-    async fn read_pages(&self, read: &Read, pages: &mut [Page]) {
+    async fn read_pages(&self, read: &Read, pages: &mut [Page], until: Instant) {
         let mut left = BYTES;
         let mut unread = Vec::new();
         let mut unread_bytes = 0;
@@ -456,7 +463,11 @@ impl Cache {
             let entry = match self.in_memory(read, page) {
                 Some(entry) => Some(entry),
                 None if left == 0 => None,
-                None => self.restore_of(&page.key, &page.about, read.asked()).await,
+                None => match self.restore_of(&page.key, &page.about, read.asked(), until).await {
+                    Ok(entry) => entry,
+                    // It is not known yet what stands on it.
+                    Err(Unread) => continue,
+                },
             };
             match entry {
                 Some(entry) if entry.body.len() <= left => {

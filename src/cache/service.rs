@@ -12,6 +12,7 @@ use super::flight::{Answer, Fill, Flight, FlightKey, Landing, Led, Outcome, Role
 use super::invalidate::Names;
 use super::key::{self, Key};
 use super::policy::{self, Ask, Terms, Use};
+use super::tier::Unread;
 use crate::config::raw::Profile;
 use crate::context::{BoxFuture, Credential, Lane, RequestContext, Upstream, is_safe};
 use crate::error::ProxyError;
@@ -461,31 +462,38 @@ async fn forward(
     if found.entry.is_some() || found.is_refused {
         return fetch(cache, upstream, read, &found).await;
     }
-    if cache.may_restore(&read)
-        && let Some(entry) = cache.restore(&read).await
-    {
+    let restored = if cache.may_restore(&read) {
+        let restored = cache.restore(&read);
+        timeout_at(read.context.deadline, restored).await.unwrap_or(Err(Unread))
+    } else {
+        Ok(None)
+    };
+    if cache.may_restore(&read) && cache.is_refused(&read) {
+        // The refusal came while the disk was read.
+        found = Found { entry: None, forward: Forward::Bypass, is_refused: true };
+    } else if let Ok(Some(entry)) = &restored {
         let now = cache.now();
-        match cache.use_of(&read, &entry, &now) {
-            Use::Fresh => return Ok(cache.fresh(&read, &entry, &now)),
-            Use::Tolerated if cache.may_stand_in(&read, &entry, Why::TOLERATED, &now).is_ok() => {
-                return Ok(cache.stale(&read, &entry, Why::TOLERATED, &now));
+        match cache.use_of(&read, entry, &now) {
+            Use::Fresh => return Ok(cache.fresh(&read, entry, &now)),
+            Use::Tolerated if cache.may_stand_in(&read, entry, Why::TOLERATED, &now).is_ok() => {
+                return Ok(cache.stale(&read, entry, Why::TOLERATED, &now));
             }
             Use::Tolerated | Use::WhileRevalidating => found.forward = Forward::Stale,
             Use::Revalidate(forward) => found.forward = forward,
         }
-        found.entry = Some(entry);
+        found.entry = Some(entry.clone());
     }
     if read.ask.directives.only_if_cached {
         return Ok(cache.not_cached(&read));
     }
     let was_opening = cache.is_opening();
     let result = fetch(cache.clone(), upstream, read.clone(), &found).await;
-    if !was_opening || !is_outage(&result) {
+    if !(was_opening || restored.is_err()) || !is_outage(&result) {
         return result;
     }
     // The start of the process: what it knew is better than an error, and there in a moment.
     cache.opened(read.context.deadline).await;
-    found.entry = cache.restore(&read).await;
+    found.entry = cache.restore(&read).await.unwrap_or_default();
     let why = Why::of(&result);
     Ok(match cache.stand_in(&read, &found, why, &cache.now()).await {
         Some(response) => response,

@@ -1,3 +1,4 @@
+mod disk;
 mod objects;
 
 use super::*;
@@ -218,7 +219,30 @@ fn world() -> World {
     world_with(|_| {}, |_| {})
 }
 
+/// A world with a second tier in that folder, which is open.
+async fn world_on(dir: &std::path::Path) -> World {
+    let options = DiskOptions {
+        dir: dir.join("cache"),
+        max: 64 << 20,
+        reserve: 0,
+        keys: Arc::new(crate::store::Keys::from_bytes([1; 32], [2; 32])),
+        io: Arc::new(crate::store::RealIo),
+    };
+    let tier = tokio::task::spawn_blocking(move || Tier::open(options)).await.unwrap();
+    let world = world_of(|_| {}, |_| {}, Some(tier));
+    world.cache.disk.as_ref().unwrap().loaded().await;
+    world
+}
+
 fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePolicy)) -> World {
+    world_of(change, change_route, None)
+}
+
+fn world_of(
+    change: impl Fn(&mut Settings),
+    change_route: impl Fn(&mut RoutePolicy),
+    tier: Option<Tier>,
+) -> World {
     let mut settings = Settings::default();
     change(&mut settings);
     let mut rows = built_in();
@@ -233,7 +257,7 @@ fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePo
         tasks.clone(),
         facts.clone(),
         facts.clone(),
-        None,
+        tier,
     );
     let snapshot = Arc::new(Snapshot {
         settings,

@@ -540,6 +540,26 @@ async fn a_bad_file_keeps_the_old_configuration_and_says_why() {
     assert!(proxy.metric("seawall_config_reload_success_timestamp_seconds").await >= started);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_whose_caller_leaves_is_done_to_its_end() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &[]).await;
+    let mut reload = Box::pin(proxy.app.as_ref().unwrap().reload());
+    // Begins it, no more.
+    std::future::poll_fn(|cx| {
+        let _ = reload.as_mut().poll(cx);
+        std::task::Poll::Ready(())
+    })
+    .await;
+    drop(reload);
+    let count = async || {
+        let text = proxy.admin(Method::GET, "/metrics", None).await.body;
+        let text = std::str::from_utf8(&text).unwrap().to_owned();
+        text.contains("seawall_config_reloads_total{result=\"ok\"} 1\n")
+    };
+    assert_eventually!(count().await);
+}
+
 #[tokio::test]
 async fn the_log_level_can_be_set_and_set_back() {
     let simulator = simulator().await;
