@@ -5,8 +5,10 @@
 //! in it is carried over to the end of the log ([`Index::carried`]), the rest is forgotten.
 
 use super::record::{Header, Id, Kind, Place};
+use crate::cache::key::Places;
 use crate::ids::PartitionId;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The most copies that are known; above it, those that were not used for the longest time go.
 pub(crate) const MAX_COPIES: usize = 262_144;
@@ -45,6 +47,9 @@ pub(crate) struct Note {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     slots: BTreeMap<Id, Slot>,
+    /// How many copies there are by the beginning of their key: most keys that are asked for have none, and a look into
+    /// the tree costs several times as much.
+    known: HashMap<u64, u32, Places>,
     /// Which copies have a part in a segment.
     parts: BTreeSet<(u64, Id)>,
     /// Live bytes by segment.
@@ -60,6 +65,11 @@ pub(crate) struct Index {
 pub(crate) struct Carried {
     pub(crate) kept: Vec<Id>,
     pub(crate) dropped: Vec<Id>,
+}
+
+/// The first bytes of a key, or of an id, which begins with its key.
+fn beginning(key: &[u8]) -> u64 {
+    u64::from_le_bytes(*key.first_chunk().expect("keys are longer"))
 }
 
 // === impl Slot ===
@@ -95,7 +105,8 @@ impl Index {
 
     /// Whether any variant of a key is there.
     pub(crate) fn has(&self, key: &[u8; 32]) -> bool {
-        self.slots.range(Id::first(key)..=Id::last(key)).any(|(_, slot)| !slot.is_gone)
+        self.known.contains_key(&beginning(key))
+            && self.slots.range(Id::first(key)..=Id::last(key)).any(|(_, slot)| !slot.is_gone)
     }
 
     /// The variants of a key, with those that are gone.
@@ -170,10 +181,17 @@ impl Index {
         }
         self.live_bytes += slot.bytes();
         self.slots.insert(header.id, slot);
+        *self.known.entry(beginning(&header.id.0)).or_default() += 1;
     }
 
     pub(crate) fn remove(&mut self, id: &Id) -> Option<Slot> {
         let slot = self.slots.remove(id)?;
+        if let Entry::Occupied(mut known) = self.known.entry(beginning(&id.0)) {
+            *known.get_mut() -= 1;
+            if *known.get() == 0 {
+                known.remove();
+            }
+        }
         for part in slot.parts() {
             self.parts.remove(&(part.segment, *id));
             if let Some(live) = self.live.get_mut(&part.segment) {
