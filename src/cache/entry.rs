@@ -8,8 +8,8 @@ use super::invalidate::{Moment, Names};
 use super::policy::{self, Facts};
 use crate::clock;
 use crate::flexport::routes::RoutePolicy;
-use crate::http::date;
 use crate::http::headers::{self, CACHE_STATUS, SEAWALL_SOURCE};
+use crate::http::{Fields, date};
 use crate::ids::PartitionId;
 use bytes::Bytes;
 use http::header::{
@@ -27,7 +27,7 @@ use tokio::time::Instant;
 pub(crate) struct Entry {
     pub(crate) status: StatusCode,
     /// The origin's fields, without what each answer gets anew.
-    pub(crate) head: HeaderMap,
+    pub(crate) head: Fields,
     pub(crate) body: Bytes,
     pub(crate) facts: Facts,
     /// When the upstream last confirmed it.
@@ -69,8 +69,10 @@ pub(crate) struct Asked<'a> {
     pub(crate) forwarded: Option<&'static [HeaderName]>,
 }
 
-/// What a field takes in its map besides its own bytes.
-const FIELD: usize = 112;
+/// What a field takes in its list besides its own bytes.
+const FIELD: usize = size_of::<(HeaderName, HeaderValue)>();
+/// How many fields an answer gets from us.
+const OURS: usize = 6;
 
 // === impl About ===
 
@@ -124,18 +126,16 @@ impl Entry {
         about: Arc<About>,
         asked: Asked<'_>,
     ) -> Self {
-        let mut head =
-            headers::detached(head, |name| matches!(*name, AGE | CONTENT_LENGTH) || *name == CACHE_STATUS);
-        let selecting = policy::varying(&head)
+        let selecting = policy::varying(head)
             .into_iter()
             .map(|name| {
                 let values = asked.values(&name).map(headers::detached_value).collect();
                 (name, values)
             })
             .collect();
-        if !head.contains_key(DATE) {
-            head.insert(DATE, date::http_date(confirmed.at));
-        }
+        let date = (!head.contains_key(DATE)).then(|| (DATE, date::http_date(confirmed.at)));
+        let is_made_anew = |name: &HeaderName| matches!(*name, AGE | CONTENT_LENGTH) || *name == CACHE_STATUS;
+        let head = Fields::of(head, is_made_anew, date);
         let weight = body.len()
             + about.path.len()
             + head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
@@ -145,7 +145,7 @@ impl Entry {
     /// The same answer, confirmed by a 304 (RFC 9111 §3.2): the fields of the 304 replace those of the same name,
     /// but for those that describe the content it did not bring.
     pub(crate) fn renewed(&self, mut fresh: HeaderMap, now: Timestamp) -> HeaderMap {
-        let mut head = self.head.clone();
+        let mut head = self.head.to_map(4);
         for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, SET_COOKIE] {
             fresh.remove(name);
         }
@@ -167,22 +167,22 @@ impl Entry {
     /// Whether the upstream can be asked if it has changed.
     pub(crate) fn has_validator(&self) -> bool {
         self.status == StatusCode::OK
-            && (self.head.contains_key(ETAG) || self.head.contains_key(LAST_MODIFIED))
+            && (self.head.get(&ETAG).is_some() || self.head.get(&LAST_MODIFIED).is_some())
     }
 
     /// Puts the question into a request.
     pub(crate) fn ask_if_changed(&self, headers: &mut HeaderMap) {
-        if let Some(tag) = self.head.get(ETAG) {
+        if let Some(tag) = self.head.get(&ETAG) {
             headers.insert(IF_NONE_MATCH, tag.clone());
         }
-        if let Some(modified) = self.head.get(LAST_MODIFIED) {
+        if let Some(modified) = self.head.get(&LAST_MODIFIED) {
             headers.insert(IF_MODIFIED_SINCE, modified.clone());
         }
     }
 
     /// Whether a 304 with these fields speaks of another copy than this one.
     pub(crate) fn is_contradicted_by(&self, fresh: &HeaderMap) -> bool {
-        match (self.head.get(ETAG), fresh.get(ETAG)) {
+        match (self.head.get(&ETAG), fresh.get(ETAG)) {
             (Some(ours), Some(theirs)) => !policy::is_same_tag(ours.as_bytes(), theirs.as_bytes()),
             _ => false,
         }
@@ -195,7 +195,7 @@ impl Entry {
 
     /// The head of an answer that is made of it.
     pub(crate) fn head_from(&self, source: &'static str) -> HeaderMap {
-        let mut head = self.head.clone();
+        let mut head = self.head.to_map(OURS);
         if self.status != StatusCode::NO_CONTENT {
             head.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
         }

@@ -229,6 +229,10 @@ impl Cache {
                 Err(error) => return failed(error),
             };
             let (mut parts, body) = response.into_parts();
+            entry::clean(&mut parts.headers);
+            // By its head: a refusal whose body breaks is one all the same.
+            self.note(read.partition, errand.key.token, Some(&read.key), parts.status, asked_at.monotonic)
+                .await;
             if matches!(parts.status, StatusCode::NOT_FOUND | StatusCode::GONE) && !self.is_strict {
                 self.objects.lacks(read, Instant::now());
             }
@@ -244,17 +248,8 @@ impl Cache {
             let hold = if read.knows_chunks || reading.length.is_some() { errand.hold } else { Hold::All };
             let mut come = reading.hold(hold, last).await;
             if matches!(come, Ok(Come::Beginning)) {
-                entry::clean(&mut parts.headers);
                 let came_at = self.now();
                 if let Some(way) = way(errand, &parts, asked_at, came_at) {
-                    self.note(
-                        read.partition,
-                        errand.key.token,
-                        Some(&read.key),
-                        parts.status,
-                        asked_at.monotonic,
-                    )
-                    .await;
                     let answer = Departure { parts, reading, asked_at, came_at, last, whole_until };
                     return self.pass_on(errand, way, answer);
                 }
@@ -264,15 +259,6 @@ impl Cache {
                 Ok(Come::Whole) => {}
                 Ok(Come::Beginning | Come::TooFar) => {
                     whole_until.lift();
-                    entry::clean(&mut parts.headers);
-                    self.note(
-                        read.partition,
-                        errand.key.token,
-                        Some(&read.key),
-                        parts.status,
-                        asked_at.monotonic,
-                    )
-                    .await;
                     let response = Response::from_parts(parts, reading.resumed());
                     return Asked::Over(Led::Streamed(response), Sharing::No);
                 }
@@ -280,9 +266,6 @@ impl Cache {
             }
             let body = reading.take();
             let now = self.now();
-            entry::clean(&mut parts.headers);
-            self.note(read.partition, errand.key.token, Some(&read.key), parts.status, asked_at.monotonic)
-                .await;
             if parts.status == StatusCode::NOT_MODIFIED
                 && let Some(entry) = base
             {

@@ -28,11 +28,12 @@ use super::key::{Key, Places};
 use super::policy::Refused;
 use super::service::Read;
 use super::tier::Unread;
+use crate::http::Fields;
 use crate::http::headers::FLEXPORT_VERSION;
 use crate::ids::PartitionId;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_LANGUAGE, CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -510,10 +511,10 @@ fn object_of(read: &Read) -> Option<(&str, &str)> {
     Some((template, path.strip_prefix(template)?.strip_prefix('/')?))
 }
 
-fn is_json(head: &HeaderMap) -> bool {
-    let is_plain = head.get(CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+fn is_json(head: &Fields) -> bool {
+    let is_plain = head.get(&CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
     is_plain
-        && head.get(CONTENT_TYPE).is_some_and(|value| {
+        && head.get(&CONTENT_TYPE).is_some_and(|value| {
             let essence =
                 value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
             essence.eq_ignore_ascii_case(b"application/json")

@@ -397,9 +397,13 @@ fn names_any(headers: &HeaderMap) -> bool {
 }
 
 /// Whether the caller's copy is still the one it would get (RFC 9110 §13.2.2, for GET and HEAD).
-pub(crate) fn is_unchanged(asked: &HeaderMap, stored: &HeaderMap, now: Timestamp) -> bool {
+pub(crate) fn is_unchanged<'a>(
+    asked: &HeaderMap,
+    stored: impl Fn(&HeaderName) -> Option<&'a HeaderValue>,
+    now: Timestamp,
+) -> bool {
     if asked.contains_key(IF_NONE_MATCH) {
-        let tag = stored.get(ETAG).map(HeaderValue::as_bytes);
+        let tag = stored(&ETAG).map(HeaderValue::as_bytes);
         return asked
             .get_all(IF_NONE_MATCH)
             .iter()
@@ -408,7 +412,7 @@ pub(crate) fn is_unchanged(asked: &HeaderMap, stored: &HeaderMap, now: Timestamp
     }
     let date_of = |value: &HeaderValue| date::parse(value.as_bytes(), now);
     let Some(since) = asked.get(IF_MODIFIED_SINCE).and_then(date_of) else { return false };
-    stored.get(LAST_MODIFIED).or_else(|| stored.get(DATE)).and_then(date_of).is_some_and(|at| at <= since)
+    stored(&LAST_MODIFIED).or_else(|| stored(&DATE)).and_then(date_of).is_some_and(|at| at <= since)
 }
 
 /// Whether two entity tags are equal by the weak comparison.

@@ -6,6 +6,7 @@
 
 use super::Cache;
 use super::answer::Why;
+use super::disk::OnDisk;
 use super::entry::{Asked, Confirmed, Entry};
 use super::fetch::{Errand, Hold};
 use super::flight::{Answer, Fill, Flight, FlightKey, Landing, Led, Outcome, Role};
@@ -78,6 +79,7 @@ pub(crate) struct Read {
 }
 
 /// What the cache has for a read that has to be forwarded.
+#[derive(Clone)]
 pub(crate) struct Found {
     pub(crate) entry: Option<Arc<Entry>>,
     pub(crate) forward: Forward,
@@ -98,6 +100,8 @@ enum Look {
     Done(Response<Body>),
     /// Answer with this, and refresh.
     Refresh(Response<Body>, Arc<Entry>),
+    /// What the disk has of it is not known yet.
+    Restore(Found, OnDisk),
     Forward(Found),
 }
 
@@ -147,7 +151,14 @@ where
                 self.cache.refresh(&self.upstream, read, entry);
                 CacheFuture::Ready(Some(response))
             }
-            Look::Forward(found) => CacheFuture::Boxed(Box::pin(forward(
+            Look::Restore(found, on_disk) => CacheFuture::Boxed(Box::pin(restore(
+                self.cache.clone(),
+                self.upstream.clone(),
+                Arc::new(read),
+                found,
+                on_disk,
+            ))),
+            Look::Forward(found) => CacheFuture::Boxed(Box::pin(fetch(
                 self.cache.clone(),
                 self.upstream.clone(),
                 Arc::new(read),
@@ -179,7 +190,11 @@ impl Read {
     }
 
     /// Whether the caller's copy is still the one it would get.
-    pub(crate) fn is_unchanged(&self, stored: &HeaderMap, now: Timestamp) -> bool {
+    pub(crate) fn is_unchanged<'a>(
+        &self,
+        stored: impl Fn(&HeaderName) -> Option<&'a HeaderValue>,
+        now: Timestamp,
+    ) -> bool {
         self.context.present.has(Present::CONDITIONAL) && policy::is_unchanged(&self.headers, stored, now)
     }
 
@@ -334,13 +349,15 @@ impl Cache {
         } else {
             found(None, Forward::UriMiss)
         };
-        match looked {
+        let Look::Forward(found) = looked else { return looked };
+        let on_disk =
+            if found.entry.is_some() || found.is_refused { OnDisk::No } else { self.on_disk(&read.key) };
+        match on_disk {
             // What is on disk may be what it allows.
-            Look::Forward(found) if found.entry.is_none() && !found.is_refused && self.may_restore(read) => {
-                Look::Forward(found)
-            }
+            OnDisk::Maybe => Look::Restore(found, on_disk),
             _ if read.ask.directives.only_if_cached => Look::Done(self.not_cached(read)),
-            looked => looked,
+            OnDisk::Unknown => Look::Restore(found, on_disk),
+            OnDisk::No => Look::Forward(found),
         }
     }
 
@@ -453,22 +470,19 @@ impl Cache {
 }
 
 /// Forwards a read, with what the disk has of it.
-async fn forward(
+async fn restore(
     cache: Arc<Cache>,
     upstream: Upstream,
     read: Arc<Read>,
     mut found: Found,
+    on_disk: OnDisk,
 ) -> Result<Response<Body>, ProxyError> {
-    if found.entry.is_some() || found.is_refused {
-        return fetch(cache, upstream, read, &found).await;
-    }
-    let restored = if cache.may_restore(&read) {
-        let restored = cache.restore(&read);
-        timeout_at(read.context.deadline, restored).await.unwrap_or(Err(Unread))
+    let restored = if on_disk == OnDisk::Maybe {
+        timeout_at(read.context.deadline, cache.restore(&read)).await.unwrap_or(Err(Unread))
     } else {
         Ok(None)
     };
-    if cache.may_restore(&read) && cache.is_refused(&read) {
+    if cache.is_refused(&read) {
         // The refusal came while the disk was read.
         found = Found { entry: None, forward: Forward::Bypass, is_refused: true };
     } else if let Ok(Some(entry)) = &restored {
@@ -486,9 +500,8 @@ async fn forward(
     if read.ask.directives.only_if_cached {
         return Ok(cache.not_cached(&read));
     }
-    let was_opening = cache.is_opening();
-    let result = fetch(cache.clone(), upstream, read.clone(), &found).await;
-    if !(was_opening || restored.is_err()) || !is_outage(&result) {
+    let result = fetch(cache.clone(), upstream, read.clone(), found.clone()).await;
+    if !(on_disk == OnDisk::Unknown || restored.is_err()) || !is_outage(&result) {
         return result;
     }
     // The start of the process: what it knew is better than an error, and there in a moment.
@@ -517,7 +530,7 @@ async fn fetch(
     cache: Arc<Cache>,
     upstream: Upstream,
     read: Arc<Read>,
-    found: &Found,
+    found: Found,
 ) -> Result<Response<Body>, ProxyError> {
     let arrived = Instant::now();
     let purges = cache.purges.load(Ordering::Acquire);
@@ -553,19 +566,19 @@ async fn fetch(
     let landing = match role {
         Role::Lead(landing) => Some(landing),
         Role::Alone => None,
-        Role::Join(flight) => match join(&cache, &read, found, &flight, arrived).await {
+        Role::Join(flight) => match join(&cache, &read, &found, &flight, arrived).await {
             Some(end) => return end,
             None => None,
         },
     };
     let mut fill = Fill::new(super::fetch::run(cache.clone(), upstream, errand(landing)), &cache.tasks);
     match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
-        Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, found, outcome, false).await,
-        Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, found, response).await),
-        Waited::Done(Led::Flowing(flowing)) => Ok(cache.flowing(&read, found, *flowing)),
+        Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, &found, outcome, false).await,
+        Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, &found, response).await),
+        Waited::Done(Led::Flowing(flowing)) => Ok(cache.flowing(&read, &found, *flowing)),
         Waited::Impatient | Waited::Lock | Waited::Over => match copy.filter(|_| !cache.is_refused(&read)) {
             Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
-            None => cache.conclude(&read, found, Outcome::Failed(ProxyError::HeadTimeout), false).await,
+            None => cache.conclude(&read, &found, Outcome::Failed(ProxyError::HeadTimeout), false).await,
         },
     }
 }

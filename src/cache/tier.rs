@@ -5,7 +5,7 @@
 //! opened nobody waits for it but who would get an error otherwise.
 
 use super::Cache;
-use super::disk::{Disk, DiskOptions, Listed, Restored, Which};
+use super::disk::{Disk, DiskOptions, Listed, OnDisk, Restored, Which};
 use super::entry::{About, Asked, Confirmed, Entry};
 use super::invalidate::Marks;
 use super::key::Key;
@@ -149,14 +149,9 @@ impl Cache {
         }
     }
 
-    /// Whether the disk may have what memory has not.
-    pub(crate) fn may_restore(&self, read: &Read) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.may_have(&read.key))
-    }
-
-    /// Whether the disk is still being opened.
-    pub(crate) fn is_opening(&self) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.is_loading())
+    /// Whether the disk has what memory has not.
+    pub(crate) fn on_disk(&self, key: &Key) -> OnDisk {
+        self.disk.as_ref().map_or(OnDisk::No, |disk| disk.has(key))
     }
 
     /// Waits until the disk is open, not longer than the request has.
@@ -180,7 +175,9 @@ impl Cache {
         asked: Asked<'_>,
         until: Instant,
     ) -> Result<Option<Arc<Entry>>, Unread> {
-        let Some(disk) = self.disk.as_ref().filter(|disk| disk.may_have(key)) else { return Ok(None) };
+        let Some(disk) = self.disk.as_ref().filter(|disk| disk.has(key) == OnDisk::Maybe) else {
+            return Ok(None);
+        };
         let purges = self.purges.load(Ordering::Acquire);
         let found = timeout_at(until, disk.find(key)).await.map_err(|_| Unread)?;
         // Another who waited for the same, or the upstream, was quicker.

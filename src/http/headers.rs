@@ -7,7 +7,6 @@
 //! (RFC 9112 §6.3, §11.2), and a refusal should name the field. Nothing allocates when there is nothing to do.
 
 use crate::error::ProxyError;
-use bytes::BytesMut;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Uri, Version};
@@ -96,8 +95,6 @@ fn strip(headers: &mut HeaderMap, is_meant: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-/// Room for the fields that an answer gets of us, so that its map does not grow for them.
-const SPARE_FIELDS: usize = 6;
 /// The longest request id that is taken over.
 const LONGEST_REQUEST_ID: usize = 128;
 /// Above this a number of seconds is read as this (RFC 9111 §1.2.2).
@@ -196,27 +193,7 @@ pub fn strip_seawall_response(headers: &mut HeaderMap) {
     strip(headers, is_only_ours_to_say);
 }
 
-/// The same fields in memory of their own: one buffer, as long as the values are.
-///
-/// A field that came over the wire is a slice of the connection's read buffer. To keep it would keep the whole buffer,
-/// several times the size of the answer, and make the connection take a new one for each message. What `is_left_out`
-/// names does not come along.
-pub fn detached(headers: &HeaderMap, is_left_out: impl Fn(&HeaderName) -> bool) -> HeaderMap {
-    let kept = || headers.iter().filter(|(name, _)| !is_left_out(name));
-    let mut buffer = BytesMut::with_capacity(kept().map(|(_, value)| value.len()).sum());
-    kept().for_each(|(_, value)| buffer.extend_from_slice(value.as_bytes()));
-    let mut buffer = buffer.freeze();
-    let mut own = HeaderMap::with_capacity(headers.keys_len() + SPARE_FIELDS);
-    for (name, value) in kept() {
-        let bytes = buffer.split_to(value.len());
-        let mut copy = HeaderValue::from_maybe_shared(bytes).expect("the bytes of a valid value");
-        copy.set_sensitive(value.is_sensitive());
-        own.append(name.clone(), copy);
-    }
-    own
-}
-
-/// The same value in memory of its own; see [`detached`].
+/// The same value in memory of its own; see [`Fields`](super::Fields).
 pub fn detached_value(value: &HeaderValue) -> HeaderValue {
     let mut copy = HeaderValue::from_bytes(value.as_bytes()).expect("the bytes of a valid value");
     copy.set_sensitive(value.is_sensitive());

@@ -6,6 +6,7 @@ pub mod cache_status;
 pub mod date;
 pub mod decided;
 pub mod delivery;
+pub mod fields;
 pub mod headers;
 pub mod idempotency;
 pub mod origin;
@@ -16,4 +17,5 @@ pub mod traceparent;
 
 pub use body::{Body, BodyError};
 pub use delivery::Delivery;
+pub use fields::Fields;
 pub use present::Present;

@@ -3,7 +3,7 @@
 //! A store of its own under `data_dir/cache`, never the queue's. **A response never waits for it**: what is kept is
 //! offered to a bounded list, from which one task writes behind, at most 2,000 copies and 16 MiB a second and a quarter
 //! of that for long; what finds no room is dropped and counted. A copy whose body is on disk already only renews its
-//! time, at most every 30 s. Whether something is there is answered from memory ([`Disk::may_have`]); only then is the
+//! time, at most every 30 s. Whether something is there is answered from memory ([`Disk::has`]); only then is the
 //! disk read.
 //!
 //! A read has no time limit here, so who is on the way of a request sets one. However many ask for a key, it is read
@@ -133,6 +133,16 @@ pub(crate) enum Phase {
     On,
     /// There is none, for this reason.
     Off(Arc<str>),
+}
+
+/// Whether a key is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnDisk {
+    No,
+    /// As far as memory tells: what is there may be damaged.
+    Maybe,
+    /// The tier is being opened.
+    Unknown,
 }
 
 /// Which copies.
@@ -372,17 +382,13 @@ impl Disk {
         *reading = Reading::From(table, seals);
     }
 
-    /// Whether any variant of this key is on disk, from memory alone. While the tier is being opened: no.
-    pub(crate) fn may_have(&self, key: &Key) -> bool {
+    /// Whether any variant of this key is on disk, from memory alone.
+    pub(crate) fn has(&self, key: &Key) -> OnDisk {
         match &*lock(&self.reading) {
-            Reading::Nothing(_) => false,
-            Reading::From(table, _) => lock(table).index.has(&key.0),
+            Reading::Nothing(_) if *self.phase.borrow() == Phase::Loading => OnDisk::Unknown,
+            Reading::From(table, _) if lock(table).index.has(&key.0) => OnDisk::Maybe,
+            Reading::Nothing(_) | Reading::From(..) => OnDisk::No,
         }
-    }
-
-    /// Whether it is still being opened.
-    pub(crate) fn is_loading(&self) -> bool {
-        *self.phase.borrow() == Phase::Loading
     }
 
     /// Whether there is a tier.
@@ -740,7 +746,7 @@ impl Restored {
         }
         Self {
             status: entry.status,
-            fields: entry.head.clone(),
+            fields: entry.head.to_map(0),
             selecting,
             body: entry.body.clone(),
             facts: entry.facts.clone(),

@@ -13,6 +13,7 @@
 //! golden bytes of each format are in `tests/fixtures`.
 
 use super::super::policy::Facts;
+use crate::http::Fields;
 use crate::ids::PartitionId;
 use aws_lc_rs::digest;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -113,7 +114,7 @@ pub(crate) struct Source<'a> {
     pub(crate) began: u64,
     pub(crate) run: u64,
     pub(crate) facts: &'a Facts,
-    pub(crate) fields: &'a HeaderMap,
+    pub(crate) fields: &'a Fields,
     pub(crate) selecting: &'a [(HeaderName, Vec<HeaderValue>)],
 }
 
@@ -156,7 +157,7 @@ impl Id {
 
 impl std::fmt::Display for Id {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 
@@ -375,11 +376,9 @@ fn value_of(text: &str) -> Option<HeaderValue> {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let pairs = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    pairs.map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }
 
 pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
@@ -421,7 +420,7 @@ mod tests {
             began: 3,
             run: 9,
             facts: &facts,
-            fields: &fields,
+            fields: &Fields::of(&fields, |_| false, None),
             selecting: &[(ACCEPT_LANGUAGE, vec![HeaderValue::from_static("de")])],
         })
     }

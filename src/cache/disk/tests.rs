@@ -178,7 +178,7 @@ async fn what_was_kept_is_there_after_a_start_as_it_was_and_not_fresh() {
     tier.stop().await;
 
     let tier = world.start().await;
-    assert!(tier.disk.may_have(&key(1)) && !tier.disk.may_have(&key(2)));
+    assert!(tier.disk.has(&key(1)) == OnDisk::Maybe && tier.disk.has(&key(2)) == OnDisk::No);
     let restored = tier.one(1).await.unwrap();
     assert_eq!((restored.status, &restored.body[..]), (StatusCode::OK, &body(1, 40 * KIB)[..]));
     assert_eq!((restored.at, restored.began), (at, Moment::of(1)));
@@ -192,7 +192,7 @@ async fn what_was_kept_is_there_after_a_start_as_it_was_and_not_fresh() {
     tier.disk.flush().await;
     assert!(tier.one(1).await.is_none());
     tier.stop().await;
-    assert!(!world.start().await.disk.may_have(&key(1)), "a deletion outlives a start");
+    assert!(world.start().await.disk.has(&key(1)) == OnDisk::No, "a deletion outlives a start");
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ async fn what_was_forgotten_is_not_given_any_more_before_that_is_written() {
     let read = tier.one(1).await.unwrap();
     assert!(tier.disk.holds(&read));
     tier.disk.forget(&key(1), &first.entry);
-    assert!(!tier.disk.may_have(&key(1)) && tier.one(1).await.is_none());
+    assert!(tier.disk.has(&key(1)) == OnDisk::No && tier.one(1).await.is_none());
     assert!(!tier.disk.holds(&read), "nor what was read before");
     tier.disk.flush().await;
     // What waits to be written is given in place of what is on disk.
@@ -255,7 +255,7 @@ async fn what_was_forgotten_is_not_given_any_more_before_that_is_written() {
     tier.keep(1, body(2, 100));
     assert_eq!(tier.one(1).await.unwrap().body, body(2, 100));
     tier.disk.forget_all(&key(1));
-    assert!(!tier.disk.may_have(&key(1)) && tier.one(1).await.is_none());
+    assert!(tier.disk.has(&key(1)) == OnDisk::No && tier.one(1).await.is_none());
     // The same again, before the deletion was written.
     tier.keep(1, body(2, 100));
     tier.disk.flush().await;
@@ -445,10 +445,10 @@ async fn a_lost_key_makes_misses_that_are_forgotten() {
     tier.stop().await;
     world.secret = 9;
     let tier = world.start().await;
-    assert!(tier.disk.may_have(&key(1)));
+    assert!(tier.disk.has(&key(1)) == OnDisk::Maybe);
     assert!(tier.one(1).await.is_none());
     tier.disk.flush().await;
-    assert!(!tier.disk.may_have(&key(1)));
+    assert!(tier.disk.has(&key(1)) == OnDisk::No);
     assert_eq!(tier.dropped("undecodable"), 1);
     tier.keep(2, body(2, 100));
     tier.stop().await;
@@ -523,7 +523,11 @@ async fn what_is_forgotten_while_there_is_no_log_does_not_come_back() {
     drop(held);
     tokio::time::sleep(REOPEN + 2 * LOOK).await;
     assert_eq!(disk.stats().state, "on");
-    assert!(!disk.may_have(&key(0)) && !disk.may_have(&key(1)) && disk.may_have(&key(2)));
+    assert!(
+        disk.has(&key(0)) == OnDisk::No
+            && disk.has(&key(1)) == OnDisk::No
+            && disk.has(&key(2)) == OnDisk::Maybe
+    );
     disk.flush().await;
     assert!(tasks.stop(Duration::from_secs(60)).await);
     let tier = world.start().await;
