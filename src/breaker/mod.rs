@@ -21,6 +21,7 @@
 mod classify;
 mod layer;
 mod overrides;
+mod patience;
 mod permit;
 mod registry;
 mod scope;

@@ -421,6 +421,11 @@ impl Breakers {
         for scope in &lifted {
             book.remove(&*scope.name);
         }
+        // What is in force stays, although the wall clock may have jumped beyond its end: times of a process are those
+        // of its own clock.
+        book.retain(|name, forced| {
+            !forced.is_over(wall) || self.get_scope(name).is_some_and(|scope| scope.mode() == forced.mode)
+        });
         change.enter(&mut book, wall);
         if let Some(path) = self.path.clone().filter(|_| book != before) {
             let copy = book.clone();
@@ -491,7 +496,6 @@ impl Change {
     }
 
     fn enter(&self, book: &mut Book, now: jiff::Timestamp) {
-        book.retain(|_, forced| !forced.is_over(now));
         for scope in &self.scopes {
             let Some(Setting { mode, ttl }) = self.set else {
                 book.remove(&*scope.name);

@@ -7,6 +7,7 @@
 
 use super::classify::{Fault, Verdict};
 use super::overrides::Override;
+use super::patience::Patience;
 use super::permit::{Kind, Permit};
 use super::state::{self, Cause, Decided, Input, Machine, Phase, Role, Row, Tuning, elapsed};
 use super::window::{Counts, Window};
@@ -46,6 +47,8 @@ pub(super) struct Scope {
     /// Of a group's writes: its reads.
     reads: Option<Arc<Scope>>,
     window: Window,
+    /// From when on a caller that leaves says something.
+    pub(super) patience: Patience,
     /// Read while open.
     open_until: AtomicU64,
     /// What a 503 asked for.
@@ -226,6 +229,7 @@ impl Scope {
             role,
             reads,
             window: Window::new(),
+            patience: Patience::new(),
             open_until: AtomicU64::new(0),
             not_before: AtomicU64::new(0),
             override_until: AtomicU64::new(NEVER),

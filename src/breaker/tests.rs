@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::time::{Instant, advance};
 use tower::{Layer as _, Service, ServiceExt};
 
+mod contract;
 mod model;
 
 const READ: &str = "shipments:read";
@@ -46,7 +47,10 @@ impl World {
     }
 
     fn with(path: Option<PathBuf>, settings: &raw::Breaker) -> Self {
-        let clock = Clock::anchored("2026-01-02T03:04:05Z".parse().unwrap());
+        Self::on(Clock::anchored("2026-01-02T03:04:05Z".parse().unwrap()), path, settings)
+    }
+
+    fn on(clock: Clock, path: Option<PathBuf>, settings: &raw::Breaker) -> Self {
         let metrics = Metrics::new();
         let bus = Bus::new(clock);
         let config = Arc::new(Snapshot {

@@ -354,3 +354,102 @@ async fn a_caller_that_sends_slowly_makes_no_upstream_slow() {
     assert_eventually!(proxy.breaker("other:write").await["window"]["calls"] == 1);
     assert_eq!(proxy.breaker("other:write").await["window"]["slow"], 0);
 }
+
+// === recovery ===
+
+/// Opens soon, and tries again soon.
+const OPENS_SOON: [&str; 2] = ["breaker.consecutive_failures=3", "breaker.consecutive_span=1ms"];
+
+fn is_well(status: &Value) -> bool {
+    matches!(status["state"].as_str(), Some("closed" | "ramping"))
+}
+
+#[tokio::test]
+async fn an_outage_that_leaves_only_ten_queued_patches_and_no_other_traffic_drains() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &OPENS_SOON).await;
+    let page = proxy.get("/shipments?per=10").await.json();
+    let ids: Vec<String> =
+        (0..10).map(|index| page["data"]["data"][index]["id"].to_string().replace('"', "")).collect();
+    simulator.set_faults(json!([{"kind": "status", "status": 500}])).unwrap();
+    let mut tickets = Vec::new();
+    for id in &ids {
+        let body = r#"{"metadata":{"when":["later"]}}"#;
+        tickets.push(proxy.send(Method::PATCH, &format!("/shipments/{id}"), &[], body).await.ticket());
+    }
+    assert_eventually!(proxy.breaker("shipments:write").await["state"] == "open");
+    simulator.clear_faults();
+    for ticket in &tickets {
+        assert_eventually!(proxy.ticket(ticket).await["state"] == "done");
+    }
+    assert_eventually!(is_well(&proxy.breaker("shipments:write").await));
+}
+
+#[tokio::test]
+async fn a_queue_of_bookings_alone_drains_and_none_goes_before_its_reads_have_recovered() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &OPENS_SOON).await;
+    simulator.set_faults(json!([{"kind": "status", "status": 500}])).unwrap();
+    assert_eventually!(proxy.get("/bookings").await.source() == "seawall");
+    let mut tickets = Vec::new();
+    for index in 0..5 {
+        let body = format!(r#"{{"name":"in the outage {index}"}}"#);
+        tickets.push(proxy.send(Method::POST, "/bookings", &[], &body).await.ticket());
+    }
+    assert!(writes(&simulator).is_empty(), "in a known outage none is sent");
+    let before = simulator.journal().len();
+    simulator.clear_faults();
+    for ticket in &tickets {
+        assert_eventually!(proxy.ticket(ticket).await["state"] == "done");
+    }
+    assert!(is_well(&proxy.breaker("bookings:read").await));
+    let journal = simulator.journal();
+    let since = &journal[before..];
+    let first = since.iter().position(|entry| entry["method"] == "POST").unwrap();
+    let good =
+        since[..first].iter().filter(|entry| entry["method"] == "GET" && entry["answered"] != 500).count();
+    assert!(good >= 2, "{since:?}");
+}
+
+#[tokio::test]
+async fn sixteen_stalled_readers_of_700_kb_documents_stop_nobody_else() {
+    use tokio::io::AsyncWriteExt;
+    let upstream = Scripted::start(|arrived| async move {
+        let is_document = arrived.uri().path().starts_with("/documents");
+        let body = if is_document { vec![b'x'; 700_000] } else { b"{}".to_vec() };
+        http::Response::builder()
+            .header("content-type", if is_document { "application/pdf" } else { "application/json" })
+            .body(http_body_util::Full::new(body.into()))
+            .unwrap()
+    })
+    .await;
+    // As many slots as there are readers.
+    let proxy = Proxy::start(&upstream.url, &["limiter.max=16", "limiter.max_wait=30s"]).await;
+    let mut stalled = Vec::new();
+    for index in 0..16 {
+        let mut stream = tokio::net::TcpStream::connect(proxy.addr()).await.unwrap();
+        let request = format!(
+            "GET /documents/{index}/download HTTP/1.1\r\nhost: seawall\r\nauthorization: {TOKEN}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert!(chaos::head(&mut stream).await.starts_with("HTTP/1.1 200"));
+        // And reads no further.
+        stalled.push(stream);
+    }
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/shipments").await.source(), "upstream");
+    }
+    assert_eventually!(proxy.breaker("global").await["in_flight"] == 0);
+    assert_eq!(proxy.breaker("documents:read").await["window"]["slow"], 0);
+}
+
+#[tokio::test]
+async fn forced_states_stay_over_a_reload() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &[]).await;
+    force(&proxy, "shipments:read", "forced_open").await;
+    let reload = proxy.admin(Method::POST, "/api/v1/config/reload", None).await;
+    assert_eq!(reload.status, 200, "{reload:?}");
+    assert_eq!(proxy.breaker("shipments:read").await["override"]["mode"], "forced_open");
+    assert_eq!(proxy.get("/shipments").await.source(), "seawall");
+}
