@@ -41,6 +41,15 @@ pub enum Kind {
         /// Such as `POST /bookings`.
         route: String,
     },
+    /// Flexport's status page says something else.
+    StatusPage {
+        /// Its indicator before, or `unknown`.
+        from: String,
+        /// Its indicator now.
+        to: String,
+        /// In the page's words.
+        description: String,
+    },
     /// A part of Seawall needs a person.
     Alarm {
         /// Which part.

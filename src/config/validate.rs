@@ -589,6 +589,13 @@ fn capabilities(settings: &Settings, checker: &mut Checker<'_>) {
         ("queue.backoff", *settings.queue.backoff),
         ("queue.backoff_max", *settings.queue.backoff_max),
     ]);
+    let page = &settings.status_page;
+    if !page.url.is_empty() {
+        url("status_page.url", &page.url, checker);
+    }
+    if *page.interval < Duration::from_secs(1) {
+        checker.say("status_page.interval", "must be at least \"1s\": the page is somebody else's");
+    }
     checker.not_longer(
         ("queue.backoff", *settings.queue.backoff),
         ("queue.backoff_max", *settings.queue.backoff_max),

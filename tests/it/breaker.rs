@@ -415,7 +415,7 @@ async fn a_queue_of_bookings_alone_drains_and_none_goes_before_its_reads_have_re
 async fn sixteen_stalled_readers_of_700_kb_documents_stop_nobody_else() {
     use tokio::io::AsyncWriteExt;
     let upstream = Scripted::start(|arrived| async move {
-        let is_document = arrived.uri().path().starts_with("/documents");
+        let is_document = arrived.head.uri.path().starts_with("/documents");
         let body = if is_document { vec![b'x'; 700_000] } else { b"{}".to_vec() };
         http::Response::builder()
             .header("content-type", if is_document { "application/pdf" } else { "application/json" })
@@ -452,4 +452,46 @@ async fn forced_states_stay_over_a_reload() {
     assert_eq!(reload.status, 200, "{reload:?}");
     assert_eq!(proxy.breaker("shipments:read").await["override"]["mode"], "forced_open");
     assert_eq!(proxy.get("/shipments").await.source(), "seawall");
+}
+
+// === the status page ===
+
+#[tokio::test]
+async fn the_status_page_is_shown_and_opens_nothing() {
+    let simulator = simulator().await;
+    let url = format!("status_page.url={}", simulator.status_page_url());
+    let proxy = Proxy::start(&simulator.url(), &[&url, "status_page.interval=1s"]).await;
+    let page = async || proxy.admin(Method::GET, "/api/v1/status", None).await.json()["status_page"].clone();
+    assert_eventually!(page().await["indicator"] == "none");
+    assert_eq!(page().await["error"], Value::Null);
+
+    simulator.set_status_page(json!({"indicator": "critical", "description": "All is lost"})).unwrap();
+    assert_eventually!(page().await["indicator"] == "critical");
+    assert_eq!(page().await["description"], "All is lost");
+    assert_eventually!(proxy.metric("seawall_status_page_indicator").await == 3.0);
+    // Informed, and no more.
+    assert_eq!(proxy.get("/shipments").await.source(), "upstream");
+    let all = proxy.admin(Method::GET, "/api/v1/breakers", None).await.json();
+    assert!(all["breakers"].as_array().unwrap().iter().all(|status| status["state"] == "closed"), "{all}");
+
+    // And a page that says all is well closes nothing, and one that is broken is told as that.
+    force(&proxy, "shipments:read", "forced_open").await;
+    for answer in ["error", "garbage"] {
+        simulator.set_status_page(json!({"answer": answer})).unwrap();
+        assert_eventually!(page().await["error"].is_string());
+        assert_eq!(page().await["indicator"], "critical", "what it said last");
+        simulator.set_status_page(json!({"indicator": "critical"})).unwrap();
+        assert_eventually!(page().await["error"].is_null());
+    }
+    simulator.set_status_page(json!({"indicator": "none"})).unwrap();
+    assert_eventually!(page().await["indicator"] == "none");
+    assert_eq!(proxy.get("/shipments?per=1").await.source(), "seawall");
+}
+
+#[tokio::test]
+async fn without_a_status_page_nobody_is_asked() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &[]).await;
+    let status = proxy.admin(Method::GET, "/api/v1/status", None).await.json();
+    assert_eq!(status["status_page"], Value::Null);
 }
