@@ -41,6 +41,17 @@ pub enum Kind {
         /// Such as `POST /bookings`.
         route: String,
     },
+    /// A breaker's override ends within ten minutes.
+    OverrideEnds {
+        /// Which breaker.
+        scope: String,
+        /// What is set.
+        mode: String,
+        /// When it ends.
+        until: Timestamp,
+        /// Why it was set, and by whom.
+        reason: String,
+    },
     /// Flexport's status page says something else.
     StatusPage {
         /// Its indicator before, or `unknown`.

@@ -8,7 +8,7 @@
 //! Overrides are changed one at a time, in a task of their own: made durable, then entered in the book, then put into
 //! force. An operator who hangs up in between leaves no half of that.
 
-use super::overrides::{self, Book, Override, OverrideError, REASON_MOST};
+use super::overrides::{self, Book, Kept, Override, OverrideError, REASON_MOST};
 use super::permit::CallPermits;
 use super::scope::{Ask, Refusal, Scope, ScopeStatus, Shared};
 use super::state::{self, Role, Tuning};
@@ -23,6 +23,7 @@ use crate::flexport::routes::ByGroup;
 use crate::flexport::routes::WriteClass;
 use crate::telemetry::Metrics;
 use arc_swap::ArcSwap;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,8 @@ pub struct Breakers {
     all: Vec<Arc<Scope>>,
     path: Option<PathBuf>,
     book: Mutex<Book>,
+    /// Which scopes are out, as the file has it.
+    written_open: Mutex<BTreeSet<String>>,
     /// Overrides are changed one at a time.
     turn: tokio::sync::Mutex<()>,
     /// Why the overrides of an earlier run are not in force.
@@ -113,10 +116,10 @@ impl Breakers {
             Group { read, write }
         });
         all.extend(groups.values().flat_map(|group| [group.read.clone(), group.write.clone()]));
-        let (book, alarm) = match overrides_path.as_deref().map(overrides::load) {
-            Some(Ok(book)) => (book, None),
-            Some(Err(problem)) => (Book::new(), Some(problem)),
-            None => (Book::new(), None),
+        let (Kept { overrides: book, open }, alarm) = match overrides_path.as_deref().map(overrides::load) {
+            Some(Ok(kept)) => (kept, None),
+            Some(Err(problem)) => (Kept::default(), Some(problem)),
+            None => (Kept::default(), None),
         };
         let breakers = Self {
             shared,
@@ -125,12 +128,18 @@ impl Breakers {
             all,
             path: overrides_path,
             book: Mutex::new(book),
+            written_open: Mutex::new(open.clone()),
             turn: tokio::sync::Mutex::new(()),
             alarm: alarm.map(|problem| {
                 format!("the overrides file cannot be read, so every breaker is on auto: {problem}")
             }),
             holds_replayed_creates: AtomicBool::new(false),
         };
+        let now = breakers.shared.now();
+        for scope in open.iter().filter_map(|name| breakers.get_scope(name)) {
+            scope.begin_half_open(now);
+            tracing::info!(scope = %scope.name, "it was out when the last run ended: it is tried first");
+        }
         breakers.enforce_book();
         if let Some(message) = &breakers.alarm {
             tracing::error!(%message, "breaker overrides are lost");
@@ -270,6 +279,9 @@ impl Breakers {
     pub fn tick(self: &Arc<Self>, now: Instant) {
         let now = self.shared.at(now);
         self.all.iter().for_each(|scope| scope.tick(now));
+        for scope in self.all.iter().filter(|scope| scope.ends_soon(now)) {
+            self.tell_end(scope);
+        }
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
             && self.shared.is_untidy.swap(false, Ordering::AcqRel)
         {
@@ -277,13 +289,28 @@ impl Breakers {
             // What was forced open and is over would be taken for an outage by the next start.
             runtime.spawn(async move {
                 if let Err(error) = this.commit(Change::nothing()).await {
-                    tracing::warn!(%error, "an override that is over is still in the file");
+                    tracing::warn!(%error, "the overrides file is not up to date");
                     tokio::time::sleep(TIDY_AGAIN).await;
                     this.shared.is_untidy.store(true, Ordering::Release);
                 }
             });
         }
         self.look_everywhere(now);
+    }
+
+    fn tell_end(&self, scope: &Scope) {
+        let Some(forced) = self.book().get(&*scope.name).cloned() else { return };
+        let Some(until) = forced.until else { return };
+        tracing::warn!(
+            scope = %scope.name, mode = forced.mode.as_str(), %until, reason = forced.reason, actor = forced.actor,
+            "breaker override ends soon; set it again to keep it"
+        );
+        self.shared.bus.tell(EventKind::OverrideEnds {
+            scope: scope.name.to_string(),
+            mode: forced.mode.as_str().to_owned(),
+            until,
+            reason: forced.told(),
+        });
     }
 
     /// Opens `global` when most calls of several groups fail: then it is not one group that is ill.
@@ -427,9 +454,12 @@ impl Breakers {
             !forced.is_over(wall) || self.get_scope(name).is_some_and(|scope| scope.mode() == forced.mode)
         });
         change.enter(&mut book, wall);
-        if let Some(path) = self.path.clone().filter(|_| book != before) {
-            let copy = book.clone();
-            let saved = tokio::task::spawn_blocking(move || overrides::save(&path, copy)).await;
+        let open: BTreeSet<String> =
+            self.all.iter().filter(|scope| scope.is_out()).map(|scope| scope.name.to_string()).collect();
+        let is_other = book != before || open != *self.written_open();
+        if let Some(path) = self.path.clone().filter(|_| is_other) {
+            let kept = Kept { overrides: book.clone(), open: open.clone() };
+            let saved = tokio::task::spawn_blocking(move || overrides::save(&path, kept)).await;
             let saved = saved.map_err(|error| error.to_string());
             if let Err(error) = saved.and_then(|saved| saved.map_err(|error| error.to_string())) {
                 for scope in &lifted {
@@ -439,6 +469,7 @@ impl Breakers {
             }
         }
         *self.book() = book.clone();
+        *self.written_open() = open;
         let now = self.shared.now();
         let told = change.told();
         for scope in &change.scopes {
@@ -451,6 +482,10 @@ impl Breakers {
             }
         }
         Ok(change.scopes.iter().map(|scope| self.status(scope, &book)).collect())
+    }
+
+    fn written_open(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.written_open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

@@ -55,6 +55,8 @@ pub(super) struct Scope {
     not_before: AtomicU64,
     /// When the override ends.
     override_until: AtomicU64,
+    /// The end of the override that was told, or was near when it was set.
+    told_until: AtomicU64,
     /// Whether the override came to its end by its time, and may still be in the file.
     is_lifted: AtomicBool,
     /// Failures in a row: `count (12) | when the first was (52)`.
@@ -144,6 +146,17 @@ pub struct ScopeStatus {
     pub last: Vec<DecidingOutcome>,
     /// Why it is in its state.
     pub why: String,
+    /// When and why it last opened by itself.
+    pub trip: Option<Trip>,
+}
+
+/// An opening.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Trip {
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: String,
 }
 
 /// The counts of the window.
@@ -185,8 +198,9 @@ const FORCED_RETRY_MAX: Duration = Duration::from_secs(60);
 /// How long, in milliseconds, half-open writes are kept for those that make nothing new.
 const CANARY_WAIT: u64 = 3000;
 const NEVER: u64 = u64::MAX;
+/// How long before its end an override is told, in milliseconds.
+const ENDS_SOON: u64 = 600_000;
 const ROW_SHIFT: u32 = 52;
-const ROW_MOST: u64 = 0xFFF;
 
 // === impl Shared ===
 
@@ -233,6 +247,7 @@ impl Scope {
             open_until: AtomicU64::new(0),
             not_before: AtomicU64::new(0),
             override_until: AtomicU64::new(NEVER),
+            told_until: AtomicU64::new(NEVER),
             is_lifted: AtomicBool::new(false),
             row: AtomicU64::new(0),
             last_failure: AtomicU64::new(0),
@@ -443,10 +458,7 @@ impl Scope {
 
     /// Closed and ramping carry traffic; open and half-open are a known outage.
     pub(super) fn is_out(&self) -> bool {
-        match self.state() {
-            State::Open | State::HalfOpen => true,
-            State::Closed | State::Ramping => false,
-        }
+        is_outage(self.state())
     }
 
     pub(super) fn shows_failures(&self, now: At) -> bool {
@@ -581,7 +593,7 @@ impl Scope {
         let longer = |row: u64| {
             let count = if is_old { 0 } else { row >> ROW_SHIFT };
             let first = if count == 0 { now } else { row & (u64::MAX >> (64 - ROW_SHIFT)) };
-            (count + 1).min(ROW_MOST) << ROW_SHIFT | first
+            (count + 1).min(u64::from(state::ROW_MOST)) << ROW_SHIFT | first
         };
         let before = self.row.fetch_update(Ordering::AcqRel, Ordering::Acquire, |row| Some(longer(row)));
         let row = longer(before.unwrap_or_else(|row| row));
@@ -687,7 +699,11 @@ impl Scope {
     pub(super) fn force(&self, to: Mode, until: Option<At>, now: At, reason: &str) {
         let moved = {
             let mut machine = self.machine();
-            self.override_until.store(until.unwrap_or(NEVER), Ordering::Release);
+            let until = until.unwrap_or(NEVER);
+            // Who sets a short one needs not be told that it is short.
+            let is_near = elapsed(until, now) <= ENDS_SOON;
+            self.told_until.store(if is_near { until } else { NEVER }, Ordering::Release);
+            self.override_until.store(until, Ordering::Release);
             let from = self.cell.load().mode();
             if from == to {
                 return;
@@ -699,10 +715,10 @@ impl Scope {
         }
     }
 
-    /// Begins half-open, as after a forced opening that ended while nobody was there to see it.
+    /// Begins half-open, since an earlier run ended in an outage, or with a forced opening that is over by now.
     pub(super) fn begin_half_open(&self, now: At) {
         let mut machine = self.machine();
-        self.advance(&mut machine, now, Input::Override { from: Mode::ForcedOpen, to: Mode::Auto });
+        self.advance(&mut machine, now, Input::Resume);
         self.counters.state.set(State::HalfOpen as i64);
     }
 
@@ -723,9 +739,25 @@ impl Scope {
             self.advance(&mut machine, now, Input::Override { from, to: Mode::Auto })
         };
         if let Some(moved) = moved {
+            tracing::warn!(
+                target: "seawall::audit",
+                scope = %self.name,
+                mode = moved.from.mode().as_str(),
+                actor = "ttl",
+                "breaker override ended by its time"
+            );
             self.announce(&moved, "the override's time is over");
         }
         true
+    }
+
+    /// Whether the override ends within ten minutes and nobody was told yet; asked again, no.
+    pub(super) fn ends_soon(&self, now: At) -> bool {
+        let until = self.override_until.load(Ordering::Acquire);
+        if until == NEVER || elapsed(until, now) > ENDS_SOON || self.mode() == Mode::Auto {
+            return false;
+        }
+        self.told_until.swap(until, Ordering::AcqRel) != until
     }
 
     /// Whether its override is over by its time since it was last asked. Not when there is a new one: that stays.
@@ -746,7 +778,7 @@ impl Scope {
             let from = self.cell.load();
             let mode = match input {
                 Input::Override { from: _, to } => to,
-                Input::Trip { .. } | Input::WaitOver | Input::Passed(_) => from.mode(),
+                Input::Trip { .. } | Input::WaitOver | Input::Passed(_) | Input::Resume => from.mode(),
             };
             if next.phase != machine.phase || next.phase == Phase::HalfOpen {
                 self.prepare(next.phase, from.state(), now);
@@ -823,6 +855,9 @@ impl Scope {
         if from != to {
             self.counters.transitions[to as usize].inc();
         }
+        if is_outage(from) != is_outage(to) {
+            self.shared.is_untidy.store(true, Ordering::Release);
+        }
         let (from, to, scope) = (label(moved.from), label(moved.to), &self.name);
         if moved.to.state() == State::Open || moved.to.mode() != moved.from.mode() {
             tracing::warn!(%scope, from, to, state = moved.to.state().as_str(), reason, "breaker changed");
@@ -885,6 +920,9 @@ impl Scope {
                 })
                 .collect(),
             why: machine.cause.to_string(),
+            trip: machine
+                .trip
+                .map(|(at, cause)| Trip { at: self.shared.wall(now, at), reason: cause.to_string() }),
         }
     }
 
@@ -901,6 +939,13 @@ impl Scope {
             status.why = Cause::Override { to }.to_string();
         }
         status
+    }
+}
+
+fn is_outage(state: State) -> bool {
+    match state {
+        State::Open | State::HalfOpen => true,
+        State::Closed | State::Ramping => false,
     }
 }
 

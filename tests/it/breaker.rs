@@ -206,6 +206,8 @@ async fn a_bad_override_is_refused_with_a_reason_and_changes_nothing() {
         ("mode", json!({"reason": "x"})),
         ("ttl", json!({"mode": "forced_open", "reason": "x", "ttl": "soon"})),
         ("ttl", json!({"mode": "forced_open", "reason": "x", "ttl": "0s"})),
+        ("ttl", json!({"mode": "forced_open", "reason": "x", "ttl": "10ms"})),
+        ("ttl", json!({"mode": "forced_open", "reason": "x", "ttl": "366d"})),
         ("until", json!({"mode": "forced_open", "reason": "x", "until": "tomorrow"})),
     ] {
         let answer = put("shipments:read", body).await;

@@ -263,3 +263,80 @@ async fn a_clock_that_jumps_moves_no_deadline_and_loses_no_override() {
     world.tick();
     assert!(world.status(WRITE).forced.is_none(), "its hour is over, whatever the wall shows");
 }
+
+// === restarts, reasons, ends ===
+
+#[tokio::test(start_paused = true)]
+async fn what_had_opened_by_itself_is_tried_first_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("overrides.json");
+    let world = World::at(path.clone());
+    world.open_reads();
+    until_async("the opening is written behind", async || {
+        advance(Duration::from_millis(250)).await;
+        world.tick();
+        overrides::load(&path).unwrap().open.contains(READ)
+    })
+    .await;
+    drop(world);
+    let world = World::at(path.clone());
+    let status = world.status(READ);
+    assert_eq!((status.state, status.forced), (State::HalfOpen, None));
+    assert!(status.why.contains("earlier run"), "{}", status.why);
+    world.close_by_reads();
+    until_async("its end is written behind", async || {
+        advance(Duration::from_millis(250)).await;
+        world.tick();
+        overrides::load(&path).unwrap().open.is_empty()
+    })
+    .await;
+    drop(world);
+    assert_eq!(World::at(path).state(READ), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reason_of_the_last_opening_and_the_last_ten_outcomes_stay_to_be_seen() {
+    let world = World::new();
+    assert_eq!(world.status(READ).trip, None);
+    world.open_reads();
+    world.after_open_wait().await;
+    world.close_by_reads();
+    let status = world.status(READ);
+    assert_eq!(status.trip.unwrap().reason, "20 of 20 calls failed in the window");
+    assert_eq!(status.why, "5 probes succeeded");
+    let last: Vec<_> = status.last.iter().map(|one| one.outcome.as_str()).collect();
+    assert_eq!(last, [["success"; 5], ["status_500"; 5]].concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_override_is_told_ten_minutes_before_once_and_again_when_it_is_renewed() {
+    let world = World::new();
+    let mut events = world.bus.watch();
+    let mut told = || {
+        std::iter::from_fn(|| events.try_recv().ok())
+            .filter_map(|event| match event.kind {
+                Kind::OverrideEnds { scope, mode, reason, .. } => Some(format!("{scope} {mode} {reason}")),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    let set = async |minutes: u64| {
+        let ttl = Some(secs(60 * minutes));
+        world.breakers.set_override(READ, Mode::ForcedOpen, "INC-1", ttl, "ada", false).await.unwrap();
+    };
+    set(30).await;
+    advance(secs(60 * 19)).await;
+    world.tick();
+    assert!(told().is_empty());
+    advance(secs(60)).await;
+    world.tick();
+    world.tick();
+    assert_eq!(told(), ["shipments:read forced_open INC-1 (by ada)"]);
+    set(30).await;
+    advance(secs(60 * 21)).await;
+    world.tick();
+    assert_eq!(told().len(), 1, "renewed, so told again");
+    set(5).await;
+    world.tick();
+    assert!(told().is_empty(), "who sets a short one knows it");
+}
