@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicI64;
 const STEP: Duration = Duration::from_millis(25);
 
 /// A caller that left before there was a head.
-fn left(permits: CallPermits, after: Duration) {
+fn left(permits: &CallPermits, after: Duration) {
     permits.began();
     permits.ended(AttemptOutcome {
         body: BodyEnd::Abandoned,
@@ -177,7 +177,7 @@ async fn callers_with_a_limit_of_5_s_cannot_hide_a_hung_upstream() {
     advance(secs(10)).await;
     for _ in 0..20 {
         assert_eq!(world.state(READ), State::Closed);
-        left(world.read().unwrap(), secs(5));
+        left(&world.read().unwrap(), secs(5));
     }
     assert_eq!(world.state(READ), State::Open);
 }
@@ -189,7 +189,7 @@ async fn impatient_callers_of_a_healthy_upstream_cannot_open_it() {
     for round in 0..400 {
         end(world.read().unwrap(), outcome(status(200), secs(4)));
         for _ in 0..20 {
-            left(world.read().unwrap(), secs(if round % 2 == 0 { 2 } else { 5 }));
+            left(&world.read().unwrap(), secs(if round % 2 == 0 { 2 } else { 5 }));
         }
         advance(Duration::from_millis(50)).await;
     }
@@ -215,7 +215,7 @@ async fn flapping_grows_the_waits_and_never_grants_full_concurrency_within_30_s(
             opened = status.since.as_millisecond();
             waits.push(crate::clock::since(status.until.unwrap(), status.since));
         }
-        let is_fourth = began.elapsed().as_millis() % 100 == 0;
+        let is_fourth = began.elapsed().as_millis().is_multiple_of(100);
         if !waits.is_empty() && is_fourth {
             assert_ne!(status.state, State::Closed, "four seconds are no recovery");
             let flood: Vec<_> = (0..256).filter_map(|_| world.read().ok()).collect();
@@ -224,7 +224,7 @@ async fn flapping_grows_the_waits_and_never_grants_full_concurrency_within_30_s(
         if let Ok(permits) = world.read() {
             calls.push_back((Instant::now() + Duration::from_millis(50), permits));
         }
-        if began.elapsed().as_millis() % 250 == 0 {
+        if began.elapsed().as_millis().is_multiple_of(250) {
             world.tick();
         }
         advance(STEP).await;
