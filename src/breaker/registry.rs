@@ -75,6 +75,8 @@ pub const ALL: &str = "all";
 const GLOBAL: &str = "global";
 /// How long a replay waits that came before the end of the start.
 const STARTING: Duration = Duration::from_millis(100);
+/// The least time between two questions of a call that waits for room in a ramp.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
 /// After how long the file is tidied again when that failed.
 const TIDY_AGAIN: Duration = Duration::from_secs(5);
 
@@ -198,10 +200,15 @@ impl Breakers {
 
     /// Asks for the permits of a call.
     pub fn admit(&self, call: &Call) -> Result<CallPermits, ProxyError> {
+        self.admit_as(call, false)
+    }
+
+    fn admit_as(&self, call: &Call, has_queued: bool) -> Result<CallPermits, ProxyError> {
         let now = self.shared.now();
         let ask = Ask {
             creates: !call.is_read && call.route.queue.class.is_some_and(WriteClass::creates),
             is_active_probe: call.lane == Lane::Probe,
+            has_queued,
         };
         let group = self.groups.get(&call.route.group);
         if ask.creates && call.lane == Lane::Replay && self.holds_replayed_creates.load(Ordering::Acquire) {
@@ -220,6 +227,28 @@ impl Breakers {
         Ok(CallPermits::new(global, permit.transpose()?))
     }
 
+    /// The same for a call that a ramp had no room for: waits, in the order of arrival, until there is some, for as
+    /// long as a call may wait for a slot and within its deadline.
+    pub(super) async fn admit_in_turn(&self, call: &Call) -> Result<CallPermits, ProxyError> {
+        let until = call.deadline.min(Instant::now() + *call.config.settings.limiter.max_wait);
+        let group = self.groups.get(&call.route.group);
+        let scope = group.map_or(&self.global, |group| if call.is_read { &group.read } else { &group.write });
+        let full = if self.global.state() == State::Ramping { &self.global } else { scope };
+        let place = full.queue_up();
+        loop {
+            let woken = place.room();
+            let mut woken = std::pin::pin!(woken);
+            woken.as_mut().enable();
+            match self.admit_as(call, true) {
+                Err(ProxyError::Overloaded { .. }) if Instant::now() < until => {}
+                result => return result,
+            }
+            let _ = tokio::time::timeout_at(until, woken).await;
+            // Two breakers may have no room in turn, each giving back what the other refuses: never in a circle.
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
     /// The breaker whose outage keeps back what makes something new; none when an operator keeps the writes closed.
     /// As a probe of its own breaker it is judged by that one, which asks the reads itself; but never is it the one
     /// that tries the way to Flexport: reads and active probes do that.
@@ -236,7 +265,7 @@ impl Breakers {
     /// Whether a call would be admitted now, without taking a permit; if not, when to ask again.
     pub fn would_admit(&self, group: &str, is_read: bool, creates: bool) -> Result<(), Duration> {
         let now = self.shared.now();
-        let ask = Ask { creates: creates && !is_read, is_active_probe: false };
+        let ask = Ask { creates: creates && !is_read, is_active_probe: false, has_queued: false };
         let group = self.groups.get(group);
         if let Some(scope) = group.and_then(|group| self.keeps_creates(group, ask)) {
             return Err(scope.retry_hint(now));

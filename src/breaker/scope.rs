@@ -23,7 +23,8 @@ use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// What all breakers have in common.
@@ -69,6 +70,9 @@ pub(super) struct Scope {
     in_flight: AtomicU32,
     /// Of a group's writes, while half-open: when it began, or when a write that makes nothing new last asked.
     canary_at: AtomicU64,
+    /// How many wait for room in the ramp, and by what they are woken.
+    waiting: AtomicU32,
+    room: Notify,
     ramp_since: AtomicU64,
     ramp_successes: AtomicU32,
     ramp_failures: AtomicU32,
@@ -87,7 +91,12 @@ pub(super) struct Ask {
     pub(super) creates: bool,
     /// It is a probe of our own: it decides nothing where there is traffic.
     pub(super) is_active_probe: bool,
+    /// It has waited for its turn in a ramp.
+    pub(super) has_queued: bool,
 }
+
+/// A place among those who wait for room in a ramp; left when it is dropped.
+pub(super) struct Place<'a>(&'a Scope);
 
 /// Why a breaker keeps a call back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,6 +264,8 @@ impl Scope {
             run: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             canary_at: AtomicU64::new(0),
+            waiting: AtomicU32::new(0),
+            room: Notify::new(),
             ramp_since: AtomicU64::new(0),
             ramp_successes: AtomicU32::new(0),
             ramp_failures: AtomicU32::new(0),
@@ -292,6 +303,13 @@ impl Scope {
             };
             let refusal = match step {
                 Step::Admit(kind) => return Ok(permit(kind).1),
+                // Nobody overtakes who waits, and what has no room takes no place even for a moment.
+                Step::AdmitWithin(cap)
+                    if self.in_flight.load(Ordering::Acquire) >= cap
+                        || !ask.has_queued && self.waiting.load(Ordering::Acquire) > 0 =>
+                {
+                    Refusal::Ramp
+                }
                 Step::AdmitWithin(cap) => {
                     let kind = if ask.is_active_probe { Kind::Silent } else { Kind::Normal };
                     // A permit that is one too many is given back at once.
@@ -535,6 +553,9 @@ impl Scope {
     /// Frees what the permit holds.
     pub(super) fn give_back(&self, permit: &Permit) {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            self.room.notify_one();
+        }
         if let Kind::Probe(probe) = &permit.kind {
             self.cell.settle(probe, Tally::Nothing, self.shared.now());
         }
@@ -664,8 +685,18 @@ impl Scope {
         true
     }
 
+    /// Joins those who wait for room in a ramp.
+    pub(super) fn queue_up(&self) -> Place<'_> {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        Place(self)
+    }
+
     /// What happens by time alone.
     pub(super) fn tick(&self, now: At) {
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            // The ramp has grown, or is at its end.
+            self.room.notify_waiters();
+        }
         self.lift_if_over(now);
         let word = self.cell.load();
         if word.mode() == Mode::ForcedOpen {
@@ -946,6 +977,23 @@ fn is_outage(state: State) -> bool {
     match state {
         State::Open | State::HalfOpen => true,
         State::Closed | State::Ramping => false,
+    }
+}
+
+// === impl Place ===
+
+impl Place<'_> {
+    /// Ends when there may be room.
+    pub(super) fn room(&self) -> Notified<'_> {
+        self.0.room.notified()
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+        // A wake-up that came to this one may be another's.
+        self.0.room.notify_one();
     }
 }
 

@@ -497,3 +497,23 @@ async fn without_a_status_page_nobody_is_asked() {
     let status = proxy.admin(Method::GET, "/api/v1/status", None).await.json();
     assert_eq!(status["status_page"], Value::Null);
 }
+
+#[tokio::test]
+async fn an_error_in_a_200s_envelope_is_passed_on_and_counts_as_the_failure_that_it_is() {
+    let simulator = simulator().await;
+    let sets = [
+        "breaker.consecutive_failures=3",
+        "breaker.consecutive_span=1ms",
+        "breaker.open_wait=30s",
+        "breaker.open_wait_max=60s",
+    ];
+    let proxy = Proxy::start(&simulator.url(), &sets).await;
+    simulator.set_faults(json!([{"kind": "envelope_error", "status": 503}])).unwrap();
+    let answer = proxy.get("/shipments?per=3").await;
+    assert_eq!((answer.status.as_u16(), answer.source()), (200, "upstream"));
+    assert!(answer.json()["error"].is_object(), "{answer:?}");
+    assert_eventually!(proxy.breaker("shipments:read").await["window"]["failures"] == 1);
+    assert_eventually!(proxy.get("/shipments?per=3").await.source() == "seawall");
+    let status = proxy.breaker("shipments:read").await;
+    assert_eq!((&status["state"], &status["last"][0]["outcome"]), (&json!("open"), &json!("status_503")));
+}

@@ -340,3 +340,30 @@ async fn the_end_of_an_override_is_told_ten_minutes_before_once_and_again_when_i
     world.tick();
     assert!(told().is_empty(), "who sets a short one knows it");
 }
+
+// === the ramp ===
+
+#[tokio::test(start_paused = true)]
+async fn what_is_more_than_a_ramp_takes_waits_for_its_turn_and_no_longer_than_for_a_slot() {
+    let world = World::new();
+    half_open_reads(&world).await;
+    world.close_by_reads();
+    let mut held: Vec<_> = std::iter::from_fn(|| world.read().ok()).collect();
+    assert_eq!(held.len(), 12);
+    let call = world.call(&Method::GET, "/shipments");
+    // Room that comes is given to who waits, and not to who comes.
+    let mut first = Box::pin(world.breakers.admit_in_turn(&call));
+    assert!(futures_poll_once(first.as_mut()).is_none());
+    drop(held.pop());
+    assert!(world.read().is_err(), "nobody overtakes");
+    ok(first.await.unwrap());
+    held.extend(world.read().ok());
+    // Without room it is over after two seconds.
+    let began = Instant::now();
+    let result = world.breakers.admit_in_turn(&call).await;
+    assert!(matches!(result, Err(ProxyError::Overloaded { .. })), "{result:?}");
+    assert!(began.elapsed() >= secs(2) && began.elapsed() < secs(3), "{:?}", began.elapsed());
+    // And who leaves leaves nothing behind.
+    drop(held);
+    world.read().unwrap();
+}
