@@ -20,7 +20,7 @@ bench:
 
 # All tests with their full counts; an hour and more.
 soak: tools
-	@ci/steps.sh soak bench
+	@ci/steps.sh soak loom bench
 
 # Installs what is missing, where it can.
 tools:

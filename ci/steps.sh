@@ -37,6 +37,9 @@ deploy() {
     needs "$target/tools/kubernetes/bin/kubernetes-validate" && ci/deploy.sh "$target/tools/kubernetes"
 }
 
+# Every order in which the steps on the breaker's state word can run. A package of its own: see loom/Cargo.toml.
+loom() { cargo run --locked --release --manifest-path loom/Cargo.toml --target-dir "$target/loom"; }
+
 # `cargo nextest` does not run the examples in the documentation.
 docs() { cargo test --locked --doc; }
 

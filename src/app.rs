@@ -208,9 +208,11 @@ impl App {
             upstream.clone(),
             stack::writes(queue.as_ref().map(Queue::layer), upstream.clone()),
         );
+        let status_page = upstream::StatusPage::default();
         let admin = admin::service(Admin {
             config: config.clone(),
             breakers: breakers.clone(),
+            status_page: status_page.clone(),
             cache: cache.clone(),
             queue: queue.clone(),
             store: store.clone(),
@@ -238,6 +240,12 @@ impl App {
                 ProbeTarget { config: config.clone(), breakers: breakers.clone(), queue: queue.clone() };
             spawn_probes(&tasks, target, upstream);
         }
+        let current = config.clone();
+        let source: upstream::Source = Arc::new(move || current.current());
+        tasks.spawn(
+            "status page",
+            status_page.run(source, clock, metrics.clone(), bus.clone(), tasks.cancelled()),
+        );
         is_up.store(true, Ordering::Relaxed);
         tracing::info!(
             data = %data,

@@ -15,7 +15,12 @@ pub struct Clock(Source);
 #[derive(Clone, Copy, Debug)]
 enum Source {
     System,
-    Anchored { wall: Timestamp, at: Instant },
+    Anchored {
+        wall: Timestamp,
+        at: Instant,
+    },
+    #[cfg(test)]
+    Hand(&'static std::sync::atomic::AtomicI64),
 }
 
 // === impl Clock ===
@@ -31,6 +36,12 @@ impl Clock {
         Self(Source::Anchored { wall, at: Instant::now() })
     }
 
+    /// A clock that shows what a test sets, in seconds since 1970: it may jump.
+    #[cfg(test)]
+    pub(crate) fn hand(seconds: &'static std::sync::atomic::AtomicI64) -> Self {
+        Self(Source::Hand(seconds))
+    }
+
     /// The present instant.
     pub fn now(&self) -> Timestamp {
         match self.0 {
@@ -40,6 +51,10 @@ impl Clock {
                     jiff::SignedDuration::try_from(at.elapsed()).unwrap_or(jiff::SignedDuration::MAX),
                 )
                 .unwrap_or(Timestamp::MAX),
+            #[cfg(test)]
+            Source::Hand(seconds) => {
+                Timestamp::from_second(seconds.load(std::sync::atomic::Ordering::Relaxed)).unwrap_or_default()
+            }
         }
     }
 }

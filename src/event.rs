@@ -41,6 +41,26 @@ pub enum Kind {
         /// Such as `POST /bookings`.
         route: String,
     },
+    /// A breaker's override ends within ten minutes.
+    OverrideEnds {
+        /// Which breaker.
+        scope: String,
+        /// What is set.
+        mode: String,
+        /// When it ends.
+        until: Timestamp,
+        /// Why it was set, and by whom.
+        reason: String,
+    },
+    /// Flexport's status page says something else.
+    StatusPage {
+        /// Its indicator before, or `unknown`.
+        from: String,
+        /// Its indicator now.
+        to: String,
+        /// In the page's words.
+        description: String,
+    },
     /// A part of Seawall needs a person.
     Alarm {
         /// Which part.

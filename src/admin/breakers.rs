@@ -40,6 +40,8 @@ pub(super) struct Options {
 
 /// How long an override holds when nothing is said.
 const DEFAULT_TTL: Duration = Duration::from_secs(4 * 3600);
+const TTL_LEAST: Duration = Duration::from_secs(1);
+const TTL_MOST: Duration = Duration::from_secs(365 * 86_400);
 
 pub(super) async fn list(State(admin): State<Admin>) -> Json<Value> {
     Json(json!({ "breakers": admin.breakers.list() }))
@@ -85,8 +87,10 @@ pub(super) async fn set(
         Some(text) => {
             let ttl: Span =
                 text.parse().map_err(|error| Problem::bad(format!("ttl: {error}, or \"never\"")))?;
-            if ttl.is_zero() {
-                return Err(Problem::bad("ttl: it must be longer than zero, or \"never\""));
+            if *ttl < TTL_LEAST || *ttl > TTL_MOST {
+                return Err(Problem::bad(
+                    "ttl: it must be from \"1s\" to \"365d\", or \"never\" until it is taken back",
+                ));
             }
             Some(*ttl)
         }

@@ -21,6 +21,7 @@ use crate::http::{Body, BodyError};
 use crate::queue::Queue;
 use crate::store::Store;
 use crate::telemetry::Metrics;
+use crate::upstream::StatusPage;
 use axum::Router;
 use axum::routing::{get, post, put};
 use http::{Request, Response};
@@ -37,6 +38,8 @@ pub struct Admin {
     pub config: Arc<Live>,
     /// The breakers.
     pub breakers: Arc<Breakers>,
+    /// What Flexport's status page says.
+    pub status_page: StatusPage,
     /// The cache.
     pub cache: Arc<Cache>,
     /// The write queue.

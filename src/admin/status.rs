@@ -37,6 +37,7 @@ pub(super) async fn get(State(admin): State<Admin>) -> Json<Value> {
         },
         "breakers": admin.breakers.list(),
         "breakers_alarm": admin.breakers.alarm(),
+        "status_page": admin.status_page.get(),
         "cache": admin.cache.stats(),
         "queue": admin.queue.as_ref().map(|queue| queue.stats()),
         "store": store,

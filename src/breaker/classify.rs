@@ -58,8 +58,9 @@ pub(super) struct Verdicts {
     pub(super) global: Verdict,
 }
 
-/// The table. A head after `slow` is slow.
-pub(super) fn judge(outcome: &AttemptOutcome, slow: Duration) -> Verdicts {
+/// The table. A head after `slow` is slow; `patience` is what a caller that left before the head must have waited for
+/// its leaving to mean anything.
+pub(super) fn judge(outcome: &AttemptOutcome, slow: Duration, patience: Duration) -> Verdicts {
     let is_slow = outcome.head_after > slow;
     let failure = |fault| Verdict::Failure { fault, is_slow };
     let success = if is_slow { Verdict::Slow } else { Verdict::Success };
@@ -78,7 +79,8 @@ pub(super) fn judge(outcome: &AttemptOutcome, slow: Duration) -> Verdicts {
             BodyEnd::Complete | BodyEnd::Broken => verdicts(failure(Fault::Cut), Verdict::Neutral),
             // We cut it ourselves, before there was a head.
             BodyEnd::Abandoned => {
-                verdicts(if is_slow { Verdict::Hung } else { Verdict::Neutral }, Verdict::Neutral)
+                let is_hung = outcome.head_after > patience;
+                verdicts(if is_hung { Verdict::Hung } else { Verdict::Neutral }, Verdict::Neutral)
             }
         },
         // What failed by its status has failed, whatever became of its body: nobody reads the body of an error that
@@ -138,11 +140,12 @@ mod tests {
     use http::StatusCode;
 
     const SLOW: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(5);
 
     fn judged(delivery: Delivery, head_after: u64, body: BodyEnd) -> (Verdict, Verdict) {
         let head_after = Duration::from_secs(head_after);
         let Verdicts { group, global } =
-            judge(&AttemptOutcome { delivery, head_after, body, retry_after: None }, SLOW);
+            judge(&AttemptOutcome { delivery, head_after, body, retry_after: None }, SLOW, PATIENCE);
         (group, global)
     }
 
@@ -214,7 +217,8 @@ mod tests {
         assert_eq!(answered(200, 11, BodyEnd::Abandoned), (Verdict::Slow, Verdict::Success));
         let before_head = |after| judged(Delivery::Ambiguous(Doubt::Cut), after, BodyEnd::Abandoned);
         assert_eq!(before_head(4), (Verdict::Neutral, Verdict::Neutral));
-        assert_eq!(before_head(11), (Verdict::Hung, Verdict::Neutral));
+        assert_eq!(before_head(5), (Verdict::Neutral, Verdict::Neutral));
+        assert_eq!(before_head(6), (Verdict::Hung, Verdict::Neutral));
     }
 
     #[test]

@@ -21,6 +21,7 @@
 mod classify;
 mod layer;
 mod overrides;
+mod patience;
 mod permit;
 mod registry;
 mod scope;
@@ -29,11 +30,17 @@ mod state;
 mod window;
 mod word;
 
+/// The atomics of the state word. The package in `loom/` has the same file with loom's in their place, and runs every
+/// order of its steps: `cargo run --release --manifest-path loom/Cargo.toml`.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+}
+
 pub use layer::Layer;
 pub use overrides::{Override, OverrideError};
 pub use permit::CallPermits;
 pub use registry::{ALL, Breakers};
-pub use scope::{DecidingOutcome, Probes, ScopeStatus, WindowStatus};
+pub use scope::{DecidingOutcome, Probes, ScopeStatus, Trip, WindowStatus};
 pub use service::{Admission, Admitted};
 pub use word::{Mode, State};
 

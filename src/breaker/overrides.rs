@@ -1,16 +1,20 @@
-//! What operators set, kept in `overrides.json`.
+//! What operators set, kept in `overrides.json`, and beside it which breakers were open by themselves.
 //!
 //! A file of its own, so that the switch works with a broken store. It is written anew for each change: to a file
 //! beside it, synced, renamed over it, and the folder synced; so a crash leaves the old file or the new one, and what
 //! was acknowledged is there after it. A file that cannot be read means `auto` for all, and an alarm; it is kept
 //! under another name, for a person to look at. Scopes that the route table does not have are kept as they are and
 //! act on nothing.
+//!
+//! An operator's word is on the disk before it is acknowledged. What opened by itself is written behind: a process
+//! that ends in an outage begins its next run by trying and not by trusting, and when the last word is lost it finds
+//! out by itself, as the first did.
 
 use super::word::Mode;
 use crate::store::fs::durable_write_file;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -47,10 +51,20 @@ pub enum OverrideError {
 /// All overrides by scope.
 pub(super) type Book = BTreeMap<String, Override>;
 
+/// What the file keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Kept {
+    pub(super) overrides: Book,
+    /// Scopes whose automatic state was an outage.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) open: BTreeSet<String>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct File {
     version: u32,
-    overrides: Book,
+    #[serde(flatten)]
+    kept: Kept,
 }
 
 /// The longest reason, in characters.
@@ -66,15 +80,15 @@ impl Override {
 }
 
 /// Reads the file; no file means no overrides.
-pub(super) fn load(path: &Path) -> Result<Book, String> {
+pub(super) fn load(path: &Path) -> Result<Kept, String> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Book::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kept::default()),
         Err(error) => return Err(error.to_string()),
     };
     let file: Result<File, _> = serde_json::from_slice(&bytes);
     let problem = match file {
-        Ok(file) if file.version == VERSION => return Ok(file.overrides),
+        Ok(file) if file.version == VERSION => return Ok(file.kept),
         Ok(file) => format!("version {} is not known", file.version),
         Err(error) => error.to_string(),
     };
@@ -85,9 +99,9 @@ pub(super) fn load(path: &Path) -> Result<Book, String> {
     }
 }
 
-/// Makes the book durable.
-pub(super) fn save(path: &Path, book: Book) -> io::Result<()> {
-    let text = serde_json::to_vec_pretty(&File { version: VERSION, overrides: book })?;
+/// Makes it durable.
+pub(super) fn save(path: &Path, kept: Kept) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(&File { version: VERSION, kept })?;
     durable_write_file(path, &text)
 }
 
@@ -95,7 +109,7 @@ pub(super) fn save(path: &Path, book: Book) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn book() -> Book {
+    fn book() -> Kept {
         let forced = Override {
             mode: Mode::ForcedOpen,
             reason: "Flexport maintenance".to_owned(),
@@ -103,18 +117,21 @@ mod tests {
             since: Timestamp::UNIX_EPOCH,
             until: None,
         };
-        Book::from([("shipments:read".to_owned(), forced)])
+        Kept {
+            overrides: Book::from([("shipments:read".to_owned(), forced)]),
+            open: BTreeSet::from(["ports:read".to_owned()]),
+        }
     }
 
     #[test]
     fn what_was_saved_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("overrides.json");
-        assert_eq!(load(&path).unwrap(), Book::new());
+        assert_eq!(load(&path).unwrap(), Kept::default());
         save(&path, book()).unwrap();
         assert_eq!(load(&path).unwrap(), book());
-        save(&path, Book::new()).unwrap();
-        assert_eq!(load(&path).unwrap(), Book::new());
+        save(&path, Kept::default()).unwrap();
+        assert_eq!(load(&path).unwrap(), Kept::default());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 

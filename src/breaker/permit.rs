@@ -88,9 +88,14 @@ impl CallPermits {
     fn record(&self, outcome: &AttemptOutcome) {
         let shared = &self.global.scope.shared;
         let now = shared.now();
-        let verdicts = classify::judge(outcome, shared.tuning.load().slow);
+        let slow = shared.tuning.load().slow;
+        let patience = self.group.as_ref().map_or(slow, |group| group.scope.patience.limit(slow));
+        let verdicts = classify::judge(outcome, slow, patience);
         self.global.scope.record(&self.global, verdicts.global, None, now);
         if let Some(group) = &self.group {
+            if matches!(verdicts.group, Verdict::Success | Verdict::Slow) {
+                group.scope.patience.learn(outcome.head_after);
+            }
             group.scope.record(group, verdicts.group, outcome.retry_after, now);
         }
     }
@@ -119,7 +124,8 @@ impl AttemptObserver for CallPermits {
         let shared = &self.global.scope.shared;
         let now = shared.now();
         let head = AttemptOutcome { delivery, head_after, body: BodyEnd::Complete, retry_after: None };
-        let verdicts = classify::judge(&head, shared.tuning.load().slow);
+        let slow = shared.tuning.load().slow;
+        let verdicts = classify::judge(&head, slow, slow);
         self.global.answered(now, verdicts.global);
         if let Some(group) = &self.group {
             group.answered(now, verdicts.group);

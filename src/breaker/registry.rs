@@ -8,7 +8,7 @@
 //! Overrides are changed one at a time, in a task of their own: made durable, then entered in the book, then put into
 //! force. An operator who hangs up in between leaves no half of that.
 
-use super::overrides::{self, Book, Override, OverrideError, REASON_MOST};
+use super::overrides::{self, Book, Kept, Override, OverrideError, REASON_MOST};
 use super::permit::CallPermits;
 use super::scope::{Ask, Refusal, Scope, ScopeStatus, Shared};
 use super::state::{self, Role, Tuning};
@@ -23,6 +23,7 @@ use crate::flexport::routes::ByGroup;
 use crate::flexport::routes::WriteClass;
 use crate::telemetry::Metrics;
 use arc_swap::ArcSwap;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,8 @@ pub struct Breakers {
     all: Vec<Arc<Scope>>,
     path: Option<PathBuf>,
     book: Mutex<Book>,
+    /// Which scopes are out, as the file has it.
+    written_open: Mutex<BTreeSet<String>>,
     /// Overrides are changed one at a time.
     turn: tokio::sync::Mutex<()>,
     /// Why the overrides of an earlier run are not in force.
@@ -72,6 +75,8 @@ pub const ALL: &str = "all";
 const GLOBAL: &str = "global";
 /// How long a replay waits that came before the end of the start.
 const STARTING: Duration = Duration::from_millis(100);
+/// The least time between two questions of a call that waits for room in a ramp.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
 /// After how long the file is tidied again when that failed.
 const TIDY_AGAIN: Duration = Duration::from_secs(5);
 
@@ -113,10 +118,10 @@ impl Breakers {
             Group { read, write }
         });
         all.extend(groups.values().flat_map(|group| [group.read.clone(), group.write.clone()]));
-        let (book, alarm) = match overrides_path.as_deref().map(overrides::load) {
-            Some(Ok(book)) => (book, None),
-            Some(Err(problem)) => (Book::new(), Some(problem)),
-            None => (Book::new(), None),
+        let (Kept { overrides: book, open }, alarm) = match overrides_path.as_deref().map(overrides::load) {
+            Some(Ok(kept)) => (kept, None),
+            Some(Err(problem)) => (Kept::default(), Some(problem)),
+            None => (Kept::default(), None),
         };
         let breakers = Self {
             shared,
@@ -125,12 +130,18 @@ impl Breakers {
             all,
             path: overrides_path,
             book: Mutex::new(book),
+            written_open: Mutex::new(open.clone()),
             turn: tokio::sync::Mutex::new(()),
             alarm: alarm.map(|problem| {
                 format!("the overrides file cannot be read, so every breaker is on auto: {problem}")
             }),
             holds_replayed_creates: AtomicBool::new(false),
         };
+        let now = breakers.shared.now();
+        for scope in open.iter().filter_map(|name| breakers.get_scope(name)) {
+            scope.begin_half_open(now);
+            tracing::info!(scope = %scope.name, "it was out when the last run ended: it is tried first");
+        }
         breakers.enforce_book();
         if let Some(message) = &breakers.alarm {
             tracing::error!(%message, "breaker overrides are lost");
@@ -189,10 +200,15 @@ impl Breakers {
 
     /// Asks for the permits of a call.
     pub fn admit(&self, call: &Call) -> Result<CallPermits, ProxyError> {
+        self.admit_as(call, false)
+    }
+
+    fn admit_as(&self, call: &Call, has_queued: bool) -> Result<CallPermits, ProxyError> {
         let now = self.shared.now();
         let ask = Ask {
             creates: !call.is_read && call.route.queue.class.is_some_and(WriteClass::creates),
             is_active_probe: call.lane == Lane::Probe,
+            has_queued,
         };
         let group = self.groups.get(&call.route.group);
         if ask.creates && call.lane == Lane::Replay && self.holds_replayed_creates.load(Ordering::Acquire) {
@@ -211,6 +227,28 @@ impl Breakers {
         Ok(CallPermits::new(global, permit.transpose()?))
     }
 
+    /// The same for a call that a ramp had no room for: waits, in the order of arrival, until there is some, for as
+    /// long as a call may wait for a slot and within its deadline.
+    pub(super) async fn admit_in_turn(&self, call: &Call) -> Result<CallPermits, ProxyError> {
+        let until = call.deadline.min(Instant::now() + *call.config.settings.limiter.max_wait);
+        let group = self.groups.get(&call.route.group);
+        let scope = group.map_or(&self.global, |group| if call.is_read { &group.read } else { &group.write });
+        let full = if self.global.state() == State::Ramping { &self.global } else { scope };
+        let place = full.queue_up();
+        loop {
+            let woken = place.room();
+            let mut woken = std::pin::pin!(woken);
+            woken.as_mut().enable();
+            match self.admit_as(call, true) {
+                Err(ProxyError::Overloaded { .. }) if Instant::now() < until => {}
+                result => return result,
+            }
+            let _ = tokio::time::timeout_at(until, woken).await;
+            // Two breakers may have no room in turn, each giving back what the other refuses: never in a circle.
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
     /// The breaker whose outage keeps back what makes something new; none when an operator keeps the writes closed.
     /// As a probe of its own breaker it is judged by that one, which asks the reads itself; but never is it the one
     /// that tries the way to Flexport: reads and active probes do that.
@@ -227,7 +265,7 @@ impl Breakers {
     /// Whether a call would be admitted now, without taking a permit; if not, when to ask again.
     pub fn would_admit(&self, group: &str, is_read: bool, creates: bool) -> Result<(), Duration> {
         let now = self.shared.now();
-        let ask = Ask { creates: creates && !is_read, is_active_probe: false };
+        let ask = Ask { creates: creates && !is_read, is_active_probe: false, has_queued: false };
         let group = self.groups.get(group);
         if let Some(scope) = group.and_then(|group| self.keeps_creates(group, ask)) {
             return Err(scope.retry_hint(now));
@@ -270,6 +308,9 @@ impl Breakers {
     pub fn tick(self: &Arc<Self>, now: Instant) {
         let now = self.shared.at(now);
         self.all.iter().for_each(|scope| scope.tick(now));
+        for scope in self.all.iter().filter(|scope| scope.ends_soon(now)) {
+            self.tell_end(scope);
+        }
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
             && self.shared.is_untidy.swap(false, Ordering::AcqRel)
         {
@@ -277,13 +318,28 @@ impl Breakers {
             // What was forced open and is over would be taken for an outage by the next start.
             runtime.spawn(async move {
                 if let Err(error) = this.commit(Change::nothing()).await {
-                    tracing::warn!(%error, "an override that is over is still in the file");
+                    tracing::warn!(%error, "the overrides file is not up to date");
                     tokio::time::sleep(TIDY_AGAIN).await;
                     this.shared.is_untidy.store(true, Ordering::Release);
                 }
             });
         }
         self.look_everywhere(now);
+    }
+
+    fn tell_end(&self, scope: &Scope) {
+        let Some(forced) = self.book().get(&*scope.name).cloned() else { return };
+        let Some(until) = forced.until else { return };
+        tracing::warn!(
+            scope = %scope.name, mode = forced.mode.as_str(), %until, reason = forced.reason, actor = forced.actor,
+            "breaker override ends soon; set it again to keep it"
+        );
+        self.shared.bus.tell(EventKind::OverrideEnds {
+            scope: scope.name.to_string(),
+            mode: forced.mode.as_str().to_owned(),
+            until,
+            reason: forced.told(),
+        });
     }
 
     /// Opens `global` when most calls of several groups fail: then it is not one group that is ill.
@@ -421,10 +477,18 @@ impl Breakers {
         for scope in &lifted {
             book.remove(&*scope.name);
         }
+        // What is in force stays, although the wall clock may have jumped beyond its end: times of a process are those
+        // of its own clock.
+        book.retain(|name, forced| {
+            !forced.is_over(wall) || self.get_scope(name).is_some_and(|scope| scope.mode() == forced.mode)
+        });
         change.enter(&mut book, wall);
-        if let Some(path) = self.path.clone().filter(|_| book != before) {
-            let copy = book.clone();
-            let saved = tokio::task::spawn_blocking(move || overrides::save(&path, copy)).await;
+        let open: BTreeSet<String> =
+            self.all.iter().filter(|scope| scope.is_out()).map(|scope| scope.name.to_string()).collect();
+        let is_other = book != before || open != *self.written_open();
+        if let Some(path) = self.path.clone().filter(|_| is_other) {
+            let kept = Kept { overrides: book.clone(), open: open.clone() };
+            let saved = tokio::task::spawn_blocking(move || overrides::save(&path, kept)).await;
             let saved = saved.map_err(|error| error.to_string());
             if let Err(error) = saved.and_then(|saved| saved.map_err(|error| error.to_string())) {
                 for scope in &lifted {
@@ -434,6 +498,7 @@ impl Breakers {
             }
         }
         *self.book() = book.clone();
+        *self.written_open() = open;
         let now = self.shared.now();
         let told = change.told();
         for scope in &change.scopes {
@@ -446,6 +511,10 @@ impl Breakers {
             }
         }
         Ok(change.scopes.iter().map(|scope| self.status(scope, &book)).collect())
+    }
+
+    fn written_open(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.written_open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -491,7 +560,6 @@ impl Change {
     }
 
     fn enter(&self, book: &mut Book, now: jiff::Timestamp) {
-        book.retain(|_, forced| !forced.is_over(now));
         for scope in &self.scopes {
             let Some(Setting { mode, ttl }) = self.set else {
                 book.remove(&*scope.name);

@@ -7,6 +7,7 @@
 
 use super::classify::{Fault, Verdict};
 use super::overrides::Override;
+use super::patience::Patience;
 use super::permit::{Kind, Permit};
 use super::state::{self, Cause, Decided, Input, Machine, Phase, Role, Row, Tuning, elapsed};
 use super::window::{Counts, Window};
@@ -22,7 +23,8 @@ use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// What all breakers have in common.
@@ -46,12 +48,16 @@ pub(super) struct Scope {
     /// Of a group's writes: its reads.
     reads: Option<Arc<Scope>>,
     window: Window,
+    /// From when on a caller that leaves says something.
+    pub(super) patience: Patience,
     /// Read while open.
     open_until: AtomicU64,
     /// What a 503 asked for.
     not_before: AtomicU64,
     /// When the override ends.
     override_until: AtomicU64,
+    /// The end of the override that was told, or was near when it was set.
+    told_until: AtomicU64,
     /// Whether the override came to its end by its time, and may still be in the file.
     is_lifted: AtomicBool,
     /// Failures in a row: `count (12) | when the first was (52)`.
@@ -64,6 +70,9 @@ pub(super) struct Scope {
     in_flight: AtomicU32,
     /// Of a group's writes, while half-open: when it began, or when a write that makes nothing new last asked.
     canary_at: AtomicU64,
+    /// How many wait for room in the ramp, and by what they are woken.
+    waiting: AtomicU32,
+    room: Notify,
     ramp_since: AtomicU64,
     ramp_successes: AtomicU32,
     ramp_failures: AtomicU32,
@@ -82,7 +91,12 @@ pub(super) struct Ask {
     pub(super) creates: bool,
     /// It is a probe of our own: it decides nothing where there is traffic.
     pub(super) is_active_probe: bool,
+    /// It has waited for its turn in a ramp.
+    pub(super) has_queued: bool,
 }
+
+/// A place among those who wait for room in a ramp; left when it is dropped.
+pub(super) struct Place<'a>(&'a Scope);
 
 /// Why a breaker keeps a call back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +155,17 @@ pub struct ScopeStatus {
     pub last: Vec<DecidingOutcome>,
     /// Why it is in its state.
     pub why: String,
+    /// When and why it last opened by itself.
+    pub trip: Option<Trip>,
+}
+
+/// An opening.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Trip {
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: String,
 }
 
 /// The counts of the window.
@@ -182,8 +207,9 @@ const FORCED_RETRY_MAX: Duration = Duration::from_secs(60);
 /// How long, in milliseconds, half-open writes are kept for those that make nothing new.
 const CANARY_WAIT: u64 = 3000;
 const NEVER: u64 = u64::MAX;
+/// How long before its end an override is told, in milliseconds.
+const ENDS_SOON: u64 = 600_000;
 const ROW_SHIFT: u32 = 52;
-const ROW_MOST: u64 = 0xFFF;
 
 // === impl Shared ===
 
@@ -226,9 +252,11 @@ impl Scope {
             role,
             reads,
             window: Window::new(),
+            patience: Patience::new(),
             open_until: AtomicU64::new(0),
             not_before: AtomicU64::new(0),
             override_until: AtomicU64::new(NEVER),
+            told_until: AtomicU64::new(NEVER),
             is_lifted: AtomicBool::new(false),
             row: AtomicU64::new(0),
             last_failure: AtomicU64::new(0),
@@ -236,6 +264,8 @@ impl Scope {
             run: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             canary_at: AtomicU64::new(0),
+            waiting: AtomicU32::new(0),
+            room: Notify::new(),
             ramp_since: AtomicU64::new(0),
             ramp_successes: AtomicU32::new(0),
             ramp_failures: AtomicU32::new(0),
@@ -273,6 +303,13 @@ impl Scope {
             };
             let refusal = match step {
                 Step::Admit(kind) => return Ok(permit(kind).1),
+                // Nobody overtakes who waits, and what has no room takes no place even for a moment.
+                Step::AdmitWithin(cap)
+                    if self.in_flight.load(Ordering::Acquire) >= cap
+                        || !ask.has_queued && self.waiting.load(Ordering::Acquire) > 0 =>
+                {
+                    Refusal::Ramp
+                }
                 Step::AdmitWithin(cap) => {
                     let kind = if ask.is_active_probe { Kind::Silent } else { Kind::Normal };
                     // A permit that is one too many is given back at once.
@@ -439,10 +476,7 @@ impl Scope {
 
     /// Closed and ramping carry traffic; open and half-open are a known outage.
     pub(super) fn is_out(&self) -> bool {
-        match self.state() {
-            State::Open | State::HalfOpen => true,
-            State::Closed | State::Ramping => false,
-        }
+        is_outage(self.state())
     }
 
     pub(super) fn shows_failures(&self, now: At) -> bool {
@@ -519,6 +553,9 @@ impl Scope {
     /// Frees what the permit holds.
     pub(super) fn give_back(&self, permit: &Permit) {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            self.room.notify_one();
+        }
         if let Kind::Probe(probe) = &permit.kind {
             self.cell.settle(probe, Tally::Nothing, self.shared.now());
         }
@@ -577,7 +614,7 @@ impl Scope {
         let longer = |row: u64| {
             let count = if is_old { 0 } else { row >> ROW_SHIFT };
             let first = if count == 0 { now } else { row & (u64::MAX >> (64 - ROW_SHIFT)) };
-            (count + 1).min(ROW_MOST) << ROW_SHIFT | first
+            (count + 1).min(u64::from(state::ROW_MOST)) << ROW_SHIFT | first
         };
         let before = self.row.fetch_update(Ordering::AcqRel, Ordering::Acquire, |row| Some(longer(row)));
         let row = longer(before.unwrap_or_else(|row| row));
@@ -648,8 +685,18 @@ impl Scope {
         true
     }
 
+    /// Joins those who wait for room in a ramp.
+    pub(super) fn queue_up(&self) -> Place<'_> {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        Place(self)
+    }
+
     /// What happens by time alone.
     pub(super) fn tick(&self, now: At) {
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            // The ramp has grown, or is at its end.
+            self.room.notify_waiters();
+        }
         self.lift_if_over(now);
         let word = self.cell.load();
         if word.mode() == Mode::ForcedOpen {
@@ -683,7 +730,11 @@ impl Scope {
     pub(super) fn force(&self, to: Mode, until: Option<At>, now: At, reason: &str) {
         let moved = {
             let mut machine = self.machine();
-            self.override_until.store(until.unwrap_or(NEVER), Ordering::Release);
+            let until = until.unwrap_or(NEVER);
+            // Who sets a short one needs not be told that it is short.
+            let is_near = elapsed(until, now) <= ENDS_SOON;
+            self.told_until.store(if is_near { until } else { NEVER }, Ordering::Release);
+            self.override_until.store(until, Ordering::Release);
             let from = self.cell.load().mode();
             if from == to {
                 return;
@@ -695,10 +746,10 @@ impl Scope {
         }
     }
 
-    /// Begins half-open, as after a forced opening that ended while nobody was there to see it.
+    /// Begins half-open, since an earlier run ended in an outage, or with a forced opening that is over by now.
     pub(super) fn begin_half_open(&self, now: At) {
         let mut machine = self.machine();
-        self.advance(&mut machine, now, Input::Override { from: Mode::ForcedOpen, to: Mode::Auto });
+        self.advance(&mut machine, now, Input::Resume);
         self.counters.state.set(State::HalfOpen as i64);
     }
 
@@ -719,9 +770,25 @@ impl Scope {
             self.advance(&mut machine, now, Input::Override { from, to: Mode::Auto })
         };
         if let Some(moved) = moved {
+            tracing::warn!(
+                target: "seawall::audit",
+                scope = %self.name,
+                mode = moved.from.mode().as_str(),
+                actor = "ttl",
+                "breaker override ended by its time"
+            );
             self.announce(&moved, "the override's time is over");
         }
         true
+    }
+
+    /// Whether the override ends within ten minutes and nobody was told yet; asked again, no.
+    pub(super) fn ends_soon(&self, now: At) -> bool {
+        let until = self.override_until.load(Ordering::Acquire);
+        if until == NEVER || elapsed(until, now) > ENDS_SOON || self.mode() == Mode::Auto {
+            return false;
+        }
+        self.told_until.swap(until, Ordering::AcqRel) != until
     }
 
     /// Whether its override is over by its time since it was last asked. Not when there is a new one: that stays.
@@ -742,7 +809,7 @@ impl Scope {
             let from = self.cell.load();
             let mode = match input {
                 Input::Override { from: _, to } => to,
-                Input::Trip { .. } | Input::WaitOver | Input::Passed(_) => from.mode(),
+                Input::Trip { .. } | Input::WaitOver | Input::Passed(_) | Input::Resume => from.mode(),
             };
             if next.phase != machine.phase || next.phase == Phase::HalfOpen {
                 self.prepare(next.phase, from.state(), now);
@@ -819,6 +886,9 @@ impl Scope {
         if from != to {
             self.counters.transitions[to as usize].inc();
         }
+        if is_outage(from) != is_outage(to) {
+            self.shared.is_untidy.store(true, Ordering::Release);
+        }
         let (from, to, scope) = (label(moved.from), label(moved.to), &self.name);
         if moved.to.state() == State::Open || moved.to.mode() != moved.from.mode() {
             tracing::warn!(%scope, from, to, state = moved.to.state().as_str(), reason, "breaker changed");
@@ -881,6 +951,9 @@ impl Scope {
                 })
                 .collect(),
             why: machine.cause.to_string(),
+            trip: machine
+                .trip
+                .map(|(at, cause)| Trip { at: self.shared.wall(now, at), reason: cause.to_string() }),
         }
     }
 
@@ -897,6 +970,30 @@ impl Scope {
             status.why = Cause::Override { to }.to_string();
         }
         status
+    }
+}
+
+fn is_outage(state: State) -> bool {
+    match state {
+        State::Open | State::HalfOpen => true,
+        State::Closed | State::Ramping => false,
+    }
+}
+
+// === impl Place ===
+
+impl Place<'_> {
+    /// Ends when there may be room.
+    pub(super) fn room(&self) -> Notified<'_> {
+        self.0.room.notified()
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+        // A wake-up that came to this one may be another's.
+        self.0.room.notify_one();
     }
 }
 

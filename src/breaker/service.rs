@@ -1,11 +1,13 @@
 //! Admission: asks the breakers once per logical call and hands the permits on as the call's observer.
 //!
 //! It is always ready and polls the inner service only for a call that was admitted, so an open breaker costs
-//! nothing behind it. A refusal is answered at once. When something behind it refuses the call or the caller leaves,
-//! the observer is dropped with the call, which gives the permits back as neutral.
+//! nothing behind it. A refusal is answered at once, but for one: what is more than a ramp takes waits for its turn, as
+//! long as a call may wait for a slot, when a caller waits for it; background calls come again by themselves. When
+//! something behind it refuses the call or the caller leaves, the observer is dropped with the call, which gives the
+//! permits back as neutral.
 
 use super::registry::Breakers;
-use crate::context::UpstreamRequest;
+use crate::context::{BoxFuture, Lane, UpstreamRequest};
 use crate::error::ProxyError;
 use crate::http::Body;
 use http::Response;
@@ -28,6 +30,7 @@ pin_project! {
     pub struct Admitted<S: Service<UpstreamRequest>> {
         #[pin]
         inner: Option<S::Future>,
+        waiting: Option<BoxFuture<Result<Response<Body>, ProxyError>>>,
         // Taken by the first poll.
         error: Option<ProxyError>,
     }
@@ -43,7 +46,8 @@ impl<S> Admission<S> {
 
 impl<S> Service<UpstreamRequest> for Admission<S>
 where
-    S: Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError> + Clone,
+    S: Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError> + Clone + Send + 'static,
+    S::Future: Send,
 {
     type Response = Response<Body>;
     type Error = ProxyError;
@@ -58,9 +62,20 @@ where
             Ok(permits) => {
                 request.call.observer = Some(Arc::new(permits));
                 // What stands below is always ready (see `Upstream`).
-                Admitted { inner: Some(self.inner.call(request)), error: None }
+                Admitted { inner: Some(self.inner.call(request)), waiting: None, error: None }
             }
-            Err(error) => Admitted { inner: None, error: Some(error) },
+            Err(ProxyError::Overloaded { .. })
+                if matches!(request.call.lane, Lane::LiveRead | Lane::LiveWrite) =>
+            {
+                let (breakers, mut inner) = (self.breakers.clone(), self.inner.clone());
+                let waiting = async move {
+                    let permits = breakers.admit_in_turn(&request.call).await?;
+                    request.call.observer = Some(Arc::new(permits));
+                    inner.call(request).await
+                };
+                Admitted { inner: None, waiting: Some(Box::pin(waiting)), error: None }
+            }
+            Err(error) => Admitted { inner: None, waiting: None, error: Some(error) },
         }
     }
 }
@@ -75,6 +90,9 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        if let Some(waiting) = this.waiting {
+            return waiting.as_mut().poll(cx);
+        }
         match this.inner.as_pin_mut() {
             Some(inner) => inner.poll(cx),
             None => Poll::Ready(Err(this.error.take().expect("a future is not polled after it is ready"))),

@@ -70,6 +70,8 @@ pub(super) struct Machine {
     pub(super) since: At,
     /// Why it is in this phase.
     pub(super) cause: Cause,
+    /// When and why it last opened by itself.
+    pub(super) trip: Option<(At, Cause)>,
     /// How many times the open wait has doubled, plus one.
     level: u32,
     /// Since when it has been healthy: closed or ramping.
@@ -90,6 +92,8 @@ pub(super) enum Input {
     WaitOver,
     /// The probes have shown that it works, or the ramp is at its end.
     Passed(Cause),
+    /// An earlier run ended in an outage.
+    Resume,
     /// An operator changed the override.
     Override {
         /// From this.
@@ -113,6 +117,8 @@ pub(super) enum Verdict {
 pub(super) enum Cause {
     /// It has not moved since the start.
     Start,
+    /// An earlier run ended in an outage.
+    Resumed,
     /// Too large a share of calls failed.
     Failures(Counts),
     /// Too many failed in a row.
@@ -168,6 +174,8 @@ pub(super) struct Row {
 
 /// After how long without a failure a row of failures is forgotten.
 pub(super) const ROW_KEPT: u64 = 600_000;
+/// The longest row that is told from a longer one.
+pub(super) const ROW_MOST: u32 = 0xFFF;
 /// A minute of health lowers the level by one.
 const HEALTHY_MINUTE: u64 = 60_000;
 /// Answers of Flexport's own that close, though none says more than that it answers.
@@ -194,7 +202,12 @@ impl Tuning {
             bucket: (millis(*settings.window) / BUCKETS as u64).max(1),
             min_calls: settings.min_calls.max(1),
             failure_share: settings.failure_share,
-            row: settings.consecutive_failures.clamp(1, 4000),
+            // Longer rows than can be counted never open it.
+            row: if settings.consecutive_failures > ROW_MOST {
+                u32::MAX
+            } else {
+                settings.consecutive_failures.max(1)
+            },
             row_span: millis(*settings.consecutive_span),
             slow_share: settings.slow_share,
             slow: *settings.slow,
@@ -340,7 +353,14 @@ impl Phase {
 
 impl Machine {
     pub(super) fn new(now: At) -> Self {
-        Self { phase: Phase::Closed, since: now, cause: Cause::Start, level: 0, healthy_since: Some(now) }
+        Self {
+            phase: Phase::Closed,
+            since: now,
+            cause: Cause::Start,
+            trip: None,
+            level: 0,
+            healthy_since: Some(now),
+        }
     }
 
     /// The machine after this input; `None` when the input has no meaning in its phase.
@@ -351,7 +371,12 @@ impl Machine {
                 self.healthy_since = None;
                 let longest = now.saturating_add(tuning.retry_after_max);
                 let until = now.saturating_add(tuning.wait(self.level, roll)).max(not_before.min(longest));
+                self.trip = Some((now, cause));
                 (Phase::Open { until }, cause)
+            }
+            (Input::Resume, _) => {
+                self.healthy_since = None;
+                (Phase::HalfOpen, Cause::Resumed)
             }
             (Input::WaitOver, Phase::Open { until }) if now >= until => (Phase::HalfOpen, Cause::WaitOver),
             (Input::Passed(cause), Phase::HalfOpen) => {
@@ -389,6 +414,9 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start => f.write_str("nothing has happened since the start"),
+            Self::Resumed => {
+                f.write_str("an earlier run ended in an outage, so a few calls go through as probes")
+            }
             Self::Failures(counts) => {
                 write!(f, "{} of {} calls failed in the window", counts.failures, counts.calls)
             }

@@ -17,8 +17,8 @@
 //! given out again only later than that deadline, and a slot that its permit gave back is not touched by that permit
 //! again.
 
+use super::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Milliseconds since the breakers were made.
 pub(super) type At = u64;

@@ -49,6 +49,9 @@ fn show(status: &Value) -> String {
     } else {
         page.push_str(&output::table(&["SCOPE", "STATE", "OVERRIDE", "WHY"], &notable));
     }
+    if let Some(line) = status_page(&status["status_page"]) {
+        let _ = writeln!(page, "flexport  {line}");
+    }
     let _ = writeln!(page, "cache     {}", facts(&status["cache"]));
     let queue = &status["queue"];
     if queue.is_null() {
@@ -82,6 +85,24 @@ fn show(status: &Value) -> String {
         );
     }
     page
+}
+
+/// What Flexport's status page says, where one is looked at.
+fn status_page(page: &Value) -> Option<String> {
+    page["url"].as_str()?;
+    let mut line = match page["indicator"].as_str() {
+        Some(indicator) => {
+            format!("says {indicator} on its status page: {}", page["description"].as_str().unwrap_or("-"))
+        }
+        None => "status page not read".to_owned(),
+    };
+    for incident in page["incidents"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        let _ = write!(line, "; {incident}");
+    }
+    if let Some(error) = page["error"].as_str() {
+        let _ = write!(line, " (cannot be read now: {error})");
+    }
+    Some(line)
 }
 
 /// `name value` of each number of an object.

@@ -37,6 +37,8 @@ pub struct Settings {
     pub limiter: Limiter,
     /// Active probes of groups that are not well.
     pub probe: Probe,
+    /// Flexport's status page.
+    pub status_page: StatusPage,
     /// Reads.
     pub cache: Cache,
     /// Writes.
@@ -360,6 +362,16 @@ pub struct Probe {
     pub interval: Span,
 }
 
+/// `[status_page]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StatusPage {
+    /// Where its `status.json` or `summary.json` is. Empty: it is not looked at.
+    pub url: String,
+    /// From one look to the next.
+    pub interval: Span,
+}
+
 /// `[cache]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -514,6 +526,7 @@ impl Default for Settings {
             breaker: Breaker::default(),
             limiter: Limiter::default(),
             probe: Probe::default(),
+            status_page: StatusPage::default(),
             cache: Cache::default(),
             queue: Queue::default(),
             store: Store::default(),
@@ -637,6 +650,12 @@ impl Default for Limiter {
 impl Default for Probe {
     fn default() -> Self {
         Self { enabled: true, interval: secs(5) }
+    }
+}
+
+impl Default for StatusPage {
+    fn default() -> Self {
+        Self { url: String::new(), interval: secs(60) }
     }
 }
 

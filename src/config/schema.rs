@@ -64,6 +64,7 @@ pub(super) const ROOT: &[Field] = &[
     ("breaker", Section(BREAKER)),
     ("limiter", Section(&[("max", Leaf(Count)), ("max_wait", Leaf(Span))])),
     ("probe", Section(&[("enabled", Leaf(Bool)), ("interval", Leaf(Span))])),
+    ("status_page", Section(&[("url", Leaf(Text)), ("interval", Leaf(Span))])),
     ("cache", Section(CACHE)),
     ("queue", Section(QUEUE)),
     ("store", Section(STORE)),

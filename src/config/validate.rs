@@ -6,7 +6,7 @@
 use super::diagnose::{Origins, Problem, origin_of, suggestion};
 use super::overlay::{as_variable, is_name};
 use super::policy;
-use super::raw::{CredentialMode, Profile, Route, Settings, Upstream};
+use super::raw::{CredentialMode, Profile, Route, Settings, Span, Upstream};
 use crate::flexport::routes::built_in;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -570,6 +570,25 @@ fn breaker(settings: &Settings, checker: &mut Checker<'_>) {
         ("breaker.retry_after_max", *breaker.retry_after_max),
         ("breaker.stale_deadline", *breaker.stale_deadline),
     ]);
+    // What the state word and the buckets can count.
+    for (key, value, most) in [
+        ("breaker.half_open_probes", breaker.half_open_probes, 8),
+        ("breaker.half_open_successes", breaker.half_open_successes, 31),
+        ("breaker.half_open_failures", breaker.half_open_failures, 31),
+    ] {
+        if value > most {
+            checker.say(key, format!("must be at most {most}"));
+        }
+    }
+    for (key, value, least, most) in [
+        ("breaker.window", *breaker.window, Duration::from_secs(1), Duration::from_secs(600)),
+        ("breaker.quiet_span", *breaker.quiet_span, Duration::ZERO, Duration::from_secs(12 * 3600)),
+    ] {
+        if !value.is_zero() && value < least || value > most {
+            let span = |span| Span(span).to_string();
+            checker.say(key, format!("must be from \"{}\" to \"{}\"", span(least), span(most)));
+        }
+    }
     checker.not_longer(
         ("breaker.open_wait", *breaker.open_wait),
         ("breaker.open_wait_max", *breaker.open_wait_max),
@@ -595,6 +614,13 @@ fn capabilities(settings: &Settings, checker: &mut Checker<'_>) {
         ("queue.backoff", *settings.queue.backoff),
         ("queue.backoff_max", *settings.queue.backoff_max),
     ]);
+    let page = &settings.status_page;
+    if !page.url.is_empty() {
+        url("status_page.url", &page.url, checker);
+    }
+    if *page.interval < Duration::from_secs(1) {
+        checker.say("status_page.interval", "must be at least \"1s\": the page is somebody else's");
+    }
     checker.not_longer(
         ("queue.backoff", *settings.queue.backoff),
         ("queue.backoff_max", *settings.queue.backoff_max),

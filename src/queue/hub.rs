@@ -20,7 +20,9 @@ use super::record::{AuditRow, MAX_ANSWER, Reason, Record};
 use super::state::{self, Input, Rules, State, Verdict};
 use crate::clock::{self, Clock};
 use crate::config::Snapshot;
-use crate::context::{Call, Pending, PendingWrites, Settled, SettledWrite, Upstream, UpstreamRequest};
+use crate::context::{
+    Call, Pending, PendingWrites, Settled, SettledWrite, Upstream, UpstreamRequest, WholeUntil,
+};
 use crate::error::ProxyError;
 use crate::event::{Bus, Kind};
 use crate::flexport::routes::RoutePolicy;
@@ -401,13 +403,22 @@ impl Queue {
         &self,
         upstream: Upstream,
         request: Request<Body>,
-        call: Call,
+        mut call: Call,
         trace: &Trace,
     ) -> Result<Answer, ProxyError> {
         let limit = call.deadline + OVERTIME;
+        // A body that drips is never idle: it is the upstream's failure, and counts as one, unless it was our caller
+        // who had no time.
+        let whole_until = (!call.is_hurried).then(|| WholeUntil::new(call.deadline));
+        call.whole_until.clone_from(&whole_until);
         let mut task = tokio::spawn(async move {
             let response = upstream.oneshot(UpstreamRequest { request, call }).await?;
-            read_answer(response).await
+            let answer = read_answer(response).await;
+            if let (Ok(Answer { body: Read::Long(_), .. }), Some(whole_until)) = (&answer, whole_until) {
+                // It goes to a caller, who may read as slowly as it wants.
+                whole_until.lift();
+            }
+            answer
         });
         let (ended, unsent, cut) = tokio::select! {
             biased;

@@ -44,6 +44,10 @@ pub struct Metrics {
     pub breaker_transitions: Family<TransitionLabels, Counter>,
     /// Calls refused by a breaker.
     pub breaker_refused: Family<ScopeLabels, Counter>,
+    /// What the status page says: -1 unknown, 0 none, 1 minor, 2 major, 3 critical, 4 maintenance.
+    pub status_page_indicator: Gauge,
+    /// Looks at the status page, by result: `ok`, `failed`.
+    pub status_page_reads: Family<ResultLabels, Counter>,
     /// Reads by what the cache did: `hit`, `miss`, `revalidated`, `stale`, `collapsed`, `bypass`, `refused`.
     pub cache_reads: Family<ResultLabels, Counter>,
     /// Copies that an outage could not use, by reason.
@@ -239,6 +243,13 @@ impl Metrics {
         let breaker_transitions =
             metric!("breaker_transitions", "Changes of automatic state by the new state", Family::default());
         let breaker_refused = metric!("breaker_refused", "Calls refused by a breaker", Family::default());
+        let status_page_indicator = metric!(
+            "status_page_indicator",
+            "The status page: -1 unknown, 0 none, 1 minor, 2 major, 3 critical, 4 maintenance",
+            Gauge::default()
+        );
+        let status_page_reads =
+            metric!("status_page_reads", "Looks at the status page by result", Family::default());
         let cache_reads = metric!("cache_reads", "Reads by what the cache did", Family::default());
         let cache_stale_refused = metric!(
             "cache_stale_refused",
@@ -320,6 +331,8 @@ impl Metrics {
             breaker_override,
             breaker_transitions,
             breaker_refused,
+            status_page_indicator,
+            status_page_reads,
             cache_reads,
             cache_stale_refused,
             cache_stale_age_seconds,

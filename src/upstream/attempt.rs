@@ -12,6 +12,7 @@ use crate::context::{
     AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, WholeUntil, is_safe,
 };
 use crate::error::ProxyError;
+use crate::flexport::envelope::Tail;
 use crate::flexport::routes::ByGroup;
 use crate::http::delivery::{self, Class, Delivery, Doubt, Unsent};
 use crate::http::{Body, BodyError, headers, retry_after};
@@ -352,7 +353,9 @@ fn inbound(
     let is_framed_anew = !is_head && parts.status != StatusCode::NOT_MODIFIED;
     headers::strip_for_caller(&mut parts.headers, is_framed_anew);
     parts.extensions = http::Extensions::new();
-    let body = UpstreamBody::new(incoming, idle, whole_until, watch);
+    let is_watched = parts.status == StatusCode::OK && !is_head && watch.observer.is_some();
+    let tail = if is_watched { Tail::of(&parts.headers) } else { None };
+    let body = UpstreamBody::new(incoming, idle, whole_until, tail, watch);
     let body = if http_body::Body::is_end_stream(&body) { Body::empty() } else { Body::new(body) };
     Response::from_parts(parts, body)
 }

@@ -3,10 +3,14 @@
 //! It watches three things: that something comes within the idle limit (the timer runs only while our own poll of it
 //! is pending, so a slow reader of ours is never blamed on the upstream), that the end is a whole one, and that the
 //! observer is told exactly once. What the call holds (permits, slot) is freed when this body ends or is dropped.
+//! The end of a 200 is looked at for an error in Flexport's envelope: it is passed on as it came, and judged as the
+//! failure that it is.
 //! A body that is read into memory has a limit in all besides: one that drips is never idle.
 
 use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd, WholeUntil};
+use crate::flexport::envelope::Tail;
 use crate::http::BodyError;
+use crate::http::delivery::{Delivery, Doubt};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -25,6 +29,8 @@ pub(crate) struct UpstreamBody {
     whole_until: Option<Arc<WholeUntil>>,
     timer: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
+    /// The end of a body that may hold an error.
+    tail: Option<Tail>,
     /// Taken when the end is known.
     watch: Option<Watch>,
 }
@@ -75,10 +81,11 @@ impl UpstreamBody {
         incoming: Incoming,
         idle: Duration,
         whole_until: Option<Arc<WholeUntil>>,
+        tail: Option<Tail>,
         watch: Watch,
     ) -> Self {
         let mut body =
-            Self { incoming, idle, whole_until, timer: None, is_waiting: false, watch: Some(watch) };
+            Self { incoming, idle, whole_until, timer: None, is_waiting: false, tail, watch: Some(watch) };
         if body.incoming.is_end_stream() {
             body.end(BodyEnd::Complete);
         }
@@ -86,7 +93,13 @@ impl UpstreamBody {
     }
 
     fn end(&mut self, how: BodyEnd) {
-        if let Some(watch) = self.watch.take() {
+        if let Some(mut watch) = self.watch.take() {
+            if how == BodyEnd::Complete
+                && let Some(status) = self.tail.take().and_then(|tail| tail.status())
+                && let Some(status) = http::StatusCode::from_u16(status).ok().filter(|it| it.as_u16() >= 500)
+            {
+                watch.outcome.delivery = Delivery::Ambiguous(Doubt::ServerError(status));
+            }
             watch.end(how);
         }
     }
@@ -110,6 +123,9 @@ impl HttpBody for UpstreamBody {
         match Pin::new(&mut this.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.is_waiting = false;
+                if let (Some(tail), Some(data)) = (&mut this.tail, frame.data_ref()) {
+                    tail.push(data);
+                }
                 if this.incoming.is_end_stream() {
                     this.end(BodyEnd::Complete);
                 }

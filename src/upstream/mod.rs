@@ -16,6 +16,7 @@ mod h2;
 mod links;
 mod probe;
 mod proxy;
+mod status_page;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -25,3 +26,4 @@ pub use client::{Client, ClientError};
 pub use connect::Source;
 pub use links::{Links, LinksLayer};
 pub use probe::{Target, run as run_probes};
+pub use status_page::{Indicator, PageStatus, StatusPage};

@@ -206,6 +206,8 @@ async fn a_bad_override_is_refused_with_a_reason_and_changes_nothing() {
         ("mode", json!({"reason": "x"})),
         ("ttl", json!({"mode": "forced_open", "reason": "x", "ttl": "soon"})),
         ("ttl", json!({"mode": "forced_open", "reason": "x", "ttl": "0s"})),
+        ("ttl", json!({"mode": "forced_open", "reason": "x", "ttl": "10ms"})),
+        ("ttl", json!({"mode": "forced_open", "reason": "x", "ttl": "366d"})),
         ("until", json!({"mode": "forced_open", "reason": "x", "until": "tomorrow"})),
     ] {
         let answer = put("shipments:read", body).await;
@@ -353,4 +355,165 @@ async fn a_caller_that_sends_slowly_makes_no_upstream_slow() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eventually!(proxy.breaker("other:write").await["window"]["calls"] == 1);
     assert_eq!(proxy.breaker("other:write").await["window"]["slow"], 0);
+}
+
+// === recovery ===
+
+/// Opens soon, and tries again soon.
+const OPENS_SOON: [&str; 2] = ["breaker.consecutive_failures=3", "breaker.consecutive_span=1ms"];
+
+fn is_well(status: &Value) -> bool {
+    matches!(status["state"].as_str(), Some("closed" | "ramping"))
+}
+
+#[tokio::test]
+async fn an_outage_that_leaves_only_ten_queued_patches_and_no_other_traffic_drains() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &OPENS_SOON).await;
+    let page = proxy.get("/shipments?per=10").await.json();
+    let ids: Vec<String> =
+        (0..10).map(|index| page["data"]["data"][index]["id"].to_string().replace('"', "")).collect();
+    simulator.set_faults(json!([{"kind": "status", "status": 500}])).unwrap();
+    let mut tickets = Vec::new();
+    for id in &ids {
+        let body = r#"{"metadata":{"when":["later"]}}"#;
+        tickets.push(proxy.send(Method::PATCH, &format!("/shipments/{id}"), &[], body).await.ticket());
+    }
+    assert_eventually!(proxy.breaker("shipments:write").await["state"] == "open");
+    simulator.clear_faults();
+    for ticket in &tickets {
+        assert_eventually!(proxy.ticket(ticket).await["state"] == "done");
+    }
+    assert_eventually!(is_well(&proxy.breaker("shipments:write").await));
+}
+
+#[tokio::test]
+async fn a_queue_of_bookings_alone_drains_and_none_goes_before_its_reads_have_recovered() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &OPENS_SOON).await;
+    simulator.set_faults(json!([{"kind": "status", "status": 500}])).unwrap();
+    assert_eventually!(proxy.get("/bookings").await.source() == "seawall");
+    let mut tickets = Vec::new();
+    for index in 0..5 {
+        let body = format!(r#"{{"name":"in the outage {index}"}}"#);
+        tickets.push(proxy.send(Method::POST, "/bookings", &[], &body).await.ticket());
+    }
+    assert!(writes(&simulator).is_empty(), "in a known outage none is sent");
+    let before = simulator.journal().len();
+    simulator.clear_faults();
+    for ticket in &tickets {
+        assert_eventually!(proxy.ticket(ticket).await["state"] == "done");
+    }
+    assert!(is_well(&proxy.breaker("bookings:read").await));
+    let journal = simulator.journal();
+    let since = &journal[before..];
+    let first = since.iter().position(|entry| entry["method"] == "POST").unwrap();
+    let good =
+        since[..first].iter().filter(|entry| entry["method"] == "GET" && entry["answered"] != 500).count();
+    assert!(good >= 2, "{since:?}");
+}
+
+#[tokio::test]
+async fn sixteen_stalled_readers_of_700_kb_documents_stop_nobody_else() {
+    use tokio::io::AsyncWriteExt;
+    let upstream = Scripted::start(|arrived| async move {
+        let is_document = arrived.head.uri.path().starts_with("/documents");
+        let body = if is_document { vec![b'x'; 700_000] } else { b"{}".to_vec() };
+        http::Response::builder()
+            .header("content-type", if is_document { "application/pdf" } else { "application/json" })
+            .body(http_body_util::Full::new(body.into()))
+            .unwrap()
+    })
+    .await;
+    // As many slots as there are readers.
+    let proxy = Proxy::start(&upstream.url, &["limiter.max=16", "limiter.max_wait=30s"]).await;
+    let mut stalled = Vec::new();
+    for index in 0..16 {
+        let mut stream = tokio::net::TcpStream::connect(proxy.addr()).await.unwrap();
+        let request = format!(
+            "GET /documents/{index}/download HTTP/1.1\r\nhost: seawall\r\nauthorization: {TOKEN}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert!(chaos::head(&mut stream).await.starts_with("HTTP/1.1 200"));
+        // And reads no further.
+        stalled.push(stream);
+    }
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/shipments").await.source(), "upstream");
+    }
+    assert_eventually!(proxy.breaker("global").await["in_flight"] == 0);
+    assert_eq!(proxy.breaker("documents:read").await["window"]["slow"], 0);
+}
+
+#[tokio::test]
+async fn forced_states_stay_over_a_reload() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &[]).await;
+    force(&proxy, "shipments:read", "forced_open").await;
+    let reload = proxy.admin(Method::POST, "/api/v1/config/reload", None).await;
+    assert_eq!(reload.status, 200, "{reload:?}");
+    assert_eq!(proxy.breaker("shipments:read").await["override"]["mode"], "forced_open");
+    assert_eq!(proxy.get("/shipments").await.source(), "seawall");
+}
+
+// === the status page ===
+
+#[tokio::test]
+async fn the_status_page_is_shown_and_opens_nothing() {
+    let simulator = simulator().await;
+    let url = format!("status_page.url={}", simulator.status_page_url());
+    let proxy = Proxy::start(&simulator.url(), &[&url, "status_page.interval=1s"]).await;
+    let page = async || proxy.admin(Method::GET, "/api/v1/status", None).await.json()["status_page"].clone();
+    assert_eventually!(page().await["indicator"] == "none");
+    assert_eq!(page().await["error"], Value::Null);
+
+    simulator.set_status_page(json!({"indicator": "critical", "description": "All is lost"})).unwrap();
+    assert_eventually!(page().await["indicator"] == "critical");
+    assert_eq!(page().await["description"], "All is lost");
+    assert_eventually!(proxy.metric("seawall_status_page_indicator").await > 2.5);
+    // Informed, and no more.
+    assert_eq!(proxy.get("/shipments").await.source(), "upstream");
+    let all = proxy.admin(Method::GET, "/api/v1/breakers", None).await.json();
+    assert!(all["breakers"].as_array().unwrap().iter().all(|status| status["state"] == "closed"), "{all}");
+
+    // And a page that says all is well closes nothing, and one that is broken is told as that.
+    force(&proxy, "shipments:read", "forced_open").await;
+    for answer in ["error", "garbage"] {
+        simulator.set_status_page(json!({"answer": answer})).unwrap();
+        assert_eventually!(page().await["error"].is_string());
+        assert_eq!(page().await["indicator"], "critical", "what it said last");
+        simulator.set_status_page(json!({"indicator": "critical"})).unwrap();
+        assert_eventually!(page().await["error"].is_null());
+    }
+    simulator.set_status_page(json!({"indicator": "none"})).unwrap();
+    assert_eventually!(page().await["indicator"] == "none");
+    assert_eq!(proxy.get("/shipments?per=1").await.source(), "seawall");
+}
+
+#[tokio::test]
+async fn without_a_status_page_nobody_is_asked() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &[]).await;
+    let status = proxy.admin(Method::GET, "/api/v1/status", None).await.json();
+    assert_eq!(status["status_page"], Value::Null);
+}
+
+#[tokio::test]
+async fn an_error_in_a_200s_envelope_is_passed_on_and_counts_as_the_failure_that_it_is() {
+    let simulator = simulator().await;
+    let sets = [
+        "breaker.consecutive_failures=3",
+        "breaker.consecutive_span=1ms",
+        "breaker.open_wait=30s",
+        "breaker.open_wait_max=60s",
+    ];
+    let proxy = Proxy::start(&simulator.url(), &sets).await;
+    simulator.set_faults(json!([{"kind": "envelope_error", "status": 503}])).unwrap();
+    let answer = proxy.get("/shipments?per=3").await;
+    assert_eq!((answer.status.as_u16(), answer.source()), (200, "upstream"));
+    assert!(answer.json()["error"].is_object(), "{answer:?}");
+    assert_eventually!(proxy.breaker("shipments:read").await["window"]["failures"] == 1);
+    assert_eventually!(proxy.get("/shipments?per=3").await.source() == "seawall");
+    let status = proxy.breaker("shipments:read").await;
+    assert_eq!((&status["state"], &status["last"][0]["outcome"]), (&json!("open"), &json!("status_503")));
 }

@@ -59,6 +59,7 @@ fn another(leaf: &Leaf, dir: &Path) -> toml::Value {
         "upstream.link_bases" => return toml::Value::Array(vec![text("https://links.example")]),
         "credentials.default" => return text("other"),
         "telemetry.log" => return text("error"),
+        "status_page.url" => return text("http://127.0.0.1:4/status.json"),
         "upstream.proxy" => return text("http://127.0.0.1:3128"),
         "upstream.tls.ca_file" | "upstream.tls.cert_file" => {
             return text(dir.join("cert.pem").to_str().unwrap());

@@ -503,6 +503,18 @@ async fn a_body_that_drips_for_ever_frees_its_key_and_its_slot_and_opens_the_bre
 }
 
 #[tokio::test]
+async fn a_writes_answer_that_drips_for_ever_is_the_upstreams_failure_and_frees_its_slot() {
+    let url = dripping().await;
+    let route = SHORT_ROUTE.replace("\"GET\"", "\"PATCH\"");
+    let proxy = Proxy::configured(&url, &TWO_FAILURES, &route, |_| {}).await;
+    let answer = proxy.send(Method::PATCH, "/shipments/1", &[], r#"{"metadata":{"a":["b"]}}"#).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert_eventually!(proxy.breaker("shipments:write").await["state"] == "open");
+    assert_eq!(proxy.breaker("shipments:write").await["last"][0]["outcome"], "body_broken");
+    assert_eventually!(proxy.metric("seawall_upstream_in_flight").await < 0.5);
+}
+
+#[tokio::test]
 async fn a_hung_upstream_opens_the_breaker_although_the_route_has_less_time_than_slow() {
     let gate = Arc::new(Semaphore::new(0));
     let upstream = gated(gate).await;
