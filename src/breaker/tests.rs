@@ -50,7 +50,21 @@ impl World {
         Self::on(Clock::anchored("2026-01-02T03:04:05Z".parse().unwrap()), path, settings)
     }
 
+    /// With few calls of Flexport at once.
+    fn narrow(most: u32) -> Self {
+        Self::whole(
+            Clock::anchored("2026-01-02T03:04:05Z".parse().unwrap()),
+            None,
+            &raw::Breaker::default(),
+            most,
+        )
+    }
+
     fn on(clock: Clock, path: Option<PathBuf>, settings: &raw::Breaker) -> Self {
+        Self::whole(clock, path, settings, 128)
+    }
+
+    fn whole(clock: Clock, path: Option<PathBuf>, settings: &raw::Breaker, most: u32) -> Self {
         let metrics = Metrics::new();
         let bus = Bus::new(clock);
         let config = Arc::new(Snapshot {
@@ -58,7 +72,7 @@ impl World {
             ..Snapshot::of(Settings::default()).unwrap()
         });
         let groups = config.routes.groups();
-        let breakers = Breakers::new(settings, 128, secs(30), &groups, path, clock, &metrics, bus.clone());
+        let breakers = Breakers::new(settings, most, secs(30), &groups, path, clock, &metrics, bus.clone());
         Self { breakers, metrics, bus, config }
     }
 

@@ -345,11 +345,12 @@ async fn the_end_of_an_override_is_told_ten_minutes_before_once_and_again_when_i
 
 #[tokio::test(start_paused = true)]
 async fn what_is_more_than_a_ramp_takes_waits_for_its_turn_and_no_longer_than_for_a_slot() {
-    let world = World::new();
+    // A tenth of ten is less than the least; it is still so after some seconds.
+    let world = World::narrow(10);
     half_open_reads(&world).await;
     world.close_by_reads();
     let mut held: Vec<_> = std::iter::from_fn(|| world.read().ok()).collect();
-    assert_eq!(held.len(), 12);
+    assert_eq!(held.len(), 2);
     let call = world.call(&Method::GET, "/shipments");
     // Room that comes is given to who waits, and not to who comes.
     let mut first = Box::pin(world.breakers.admit_in_turn(&call));
