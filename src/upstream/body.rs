@@ -5,7 +5,7 @@
 //! observer is told exactly once. What the call holds (permits, slot) is freed when this body ends or is dropped.
 //! A body that is read into memory has a limit in all besides: one that drips is never idle.
 
-use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd, WholeUntil};
+use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd, Slot, WholeUntil};
 use crate::http::BodyError;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -33,7 +33,7 @@ pub(crate) struct UpstreamBody {
 pub(crate) struct Watch {
     pub(crate) outcome: AttemptOutcome,
     pub(crate) observer: Option<Arc<dyn AttemptObserver>>,
-    pub(crate) slot: Option<tokio::sync::OwnedSemaphorePermit>,
+    pub(crate) slot: Option<Slot>,
     pub(crate) in_flight: InFlight,
 }
 
