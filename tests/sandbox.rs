@@ -3,17 +3,23 @@
 //! The package is AGPL, so nothing of it is committed: it is installed when the test runs, into `target/npm/`, where it
 //! stays. Without node, npm or the registry the tests are reported as NOT RUN; with `CI=true` they fail.
 
-#![expect(
-    clippy::unwrap_used,
+#![expect(clippy::unwrap_used, reason = "helpers of tests stand outside of test functions")]
+
+#[allow(
+    dead_code,
+    unreachable_pub,
     clippy::print_stderr,
-    reason = "helpers of tests stand outside of test functions"
+    reason = "each suite uses its part of what they share"
 )]
+#[path = "npm/mod.rs"]
+mod npm;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use npm::{API_KEY, PATIENCE, Sandbox};
 use seawall::app::App;
 use seawall::clock::Clock;
 use seawall::config::{Live, LoadArgs};
@@ -21,38 +27,20 @@ use seawall::flexport::routes::{OTHER, RoutePolicy, RouteTable, built_in};
 use seawall::http::Body;
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 
-const PACKAGE: &str = "@distributeaid/flexport-api-sandbox";
-const VERSION: &str = "1.5.4";
 /// Recorded bodies in this version of the package.
 const BODIES: usize = 1585;
 /// Links in them.
 const LINKS: usize = 6417;
 /// The base that Flexport itself writes into links.
 const FLEXPORT: &str = "https://api.flexport.com";
-const API_KEY: &str = "sandbox-test-key";
 /// How many reads are under way at once.
 const READERS: usize = 8;
-/// The most time for what npm, node and the demo do. It bounds a hang only: machines may be slow and loaded.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 type Http = Client<HttpConnector, Body>;
-
-/// A running sandbox: the upstream of these tests.
-struct Sandbox {
-    process: Child,
-    url: String,
-    /// Of the installed package and what it needs.
-    folder: PathBuf,
-}
 
 /// An answer with its whole body.
 #[derive(Debug)]
@@ -60,88 +48,6 @@ struct Answer {
     status: StatusCode,
     fields: HeaderMap,
     body: Bytes,
-}
-
-// === impl Sandbox ===
-
-impl Sandbox {
-    /// `None` when it cannot be had here, which is said.
-    async fn start() -> Option<Self> {
-        let folder = match installed().await {
-            Ok(folder) => folder,
-            Err(why) if std::env::var("CI").as_deref() == Ok("true") => panic!("{why}"),
-            Err(why) => {
-                eprintln!("NOT RUN: {why}");
-                return None;
-            }
-        };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sandbox.mjs");
-        let mut process = Command::new("node")
-            .args([script.as_os_str(), folder.as_os_str(), API_KEY.as_ref()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("npm is there, so node is");
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
-        let url = line.expect("the sandbox does not start").unwrap().expect("the sandbox ended at once");
-        Some(Self { process, url, folder })
-    }
-
-    /// The paths of all recorded bodies: those of the files, without `.js`.
-    fn paths(&self) -> Vec<String> {
-        fn walk(folder: &Path, root: &Path, paths: &mut Vec<String>) {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    walk(&path, root, paths);
-                } else if let Some(path) =
-                    path.strip_prefix(root).unwrap().to_str().unwrap().strip_suffix(".js")
-                {
-                    paths.push(format!("/{path}"));
-                }
-            }
-        }
-        let root = self.folder.join("node_modules").join(PACKAGE).join("sandbox");
-        let mut paths = Vec::new();
-        walk(&root, &root, &mut paths);
-        paths.sort_unstable();
-        paths
-    }
-}
-
-/// The folder that the package is installed in; at the first call it is fetched.
-async fn installed() -> Result<PathBuf, String> {
-    let npm = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("npm");
-    let folder = npm.join(format!("sandbox-{VERSION}"));
-    fs::create_dir_all(&npm).unwrap();
-    // Tests are processes of their own: one installs, the others wait.
-    let lock = fs::File::create(npm.join("sandbox.lock")).unwrap();
-    let lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await.unwrap().unwrap();
-    if !folder.exists() {
-        // What is cut short leaves no folder that looks complete.
-        let partial = TempDir::new_in(&npm).unwrap();
-        fs::write(partial.path().join("package.json"), r#"{ "private": true }"#).unwrap();
-        let install = Command::new("npm")
-            .args(["install", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"])
-            .args([&format!("{PACKAGE}@{VERSION}"), "node-fetch@2"])
-            .current_dir(partial.path())
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(PATIENCE, install)
-            .await
-            .map_err(|_| format!("npm did not install {PACKAGE} within {PATIENCE:?}"))?
-            .map_err(|error| format!("npm cannot be run: {error}"))?;
-        if !output.status.success() {
-            return Err(format!("npm cannot install {PACKAGE}: {}", String::from_utf8_lossy(&output.stderr)));
-        }
-        fs::rename(partial.keep(), &folder).unwrap();
-    }
-    drop(lock);
-    let node = Command::new("node").arg("--version").output().await;
-    node.map(|_| folder).map_err(|error| format!("node cannot be run: {error}"))
 }
 
 // === Reading ===
@@ -297,7 +203,7 @@ async fn recorded_bodies_pass_but_for_their_links_and_are_all_served_stale_when_
     assert_eq!(refused.text(), r#"{"errors":[{"code":"bad_token","message":"Bad Token"}]}"#);
 
     // Flexport is gone.
-    sandbox.process.kill().await.unwrap();
+    sandbox.kill().await;
     let killed = clock.now().as_second();
     let stale = get_all(&http, &seawall, &paths).await;
     let ended = clock.now().as_second();

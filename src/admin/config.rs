@@ -66,7 +66,6 @@ pub(super) async fn reload(State(admin): State<Admin>) -> Result<Json<Value>, Pr
         let detail = format!("the old configuration stays: {diagnostics}");
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail).with("problems", problems(&diagnostics))
     })?;
-    tracing::info!(target: "seawall::audit", generation = report.generation, "configuration reloaded by the API");
     Ok(Json(json!({
         "generation": report.generation,
         "changed": report.changed,

@@ -11,6 +11,7 @@ mod config;
 mod health;
 mod problem;
 mod status;
+mod store;
 mod writes;
 
 use crate::breaker::Breakers;
@@ -66,7 +67,12 @@ pub fn service(admin: Admin) -> BoxCloneSyncService<Request<Body>, Response<Body
         .route("/api/v1/writes/{id}", get(writes::get))
         .route("/api/v1/writes/{id}/cancel", post(writes::cancel))
         .route("/api/v1/writes/{id}/resolve", post(writes::resolve))
+        .route("/api/v1/writes/{id}/hold", post(writes::hold))
+        .route("/api/v1/writes/{id}/release", post(writes::release))
+        .route("/api/v1/writes/{id}/retry", post(writes::retry))
         .route("/api/v1/store/rotate", post(writes::rotate))
+        .route("/api/v1/store/verify", get(store::verify))
+        .route("/api/v1/store/backup", post(store::backup))
         .route("/api/v1/config", get(config::get))
         .route("/api/v1/config/reload", post(config::reload))
         .route("/api/v1/log-level", put(config::log_level))

@@ -92,6 +92,39 @@ pub(super) async fn cancel(
     Ok(Json(json!(ticket)))
 }
 
+pub(super) async fn hold(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
+    let (id, actor, reason) = act(&id, &body)?;
+    let ticket = queue(&admin)?.hold(id, &actor, &reason).await.map_err(|error| problem(&error))?;
+    tracing::warn!(target: "seawall::audit", write_id = %id, actor, reason, "write held");
+    Ok(Json(json!(ticket)))
+}
+
+pub(super) async fn release(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
+    let (id, actor, reason) = act(&id, &body)?;
+    let ticket = queue(&admin)?.release(id, &actor, &reason).await.map_err(|error| problem(&error))?;
+    tracing::warn!(target: "seawall::audit", write_id = %id, actor, reason, "write released");
+    Ok(Json(json!(ticket)))
+}
+
+pub(super) async fn retry(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
+    let (id, actor, reason) = act(&id, &body)?;
+    let ticket = queue(&admin)?.retry(id, &actor, &reason).await.map_err(|error| problem(&error))?;
+    tracing::warn!(target: "seawall::audit", write_id = %id, actor, reason, "write sent again");
+    Ok(Json(json!(ticket)))
+}
+
 pub(super) async fn resolve(
     State(admin): State<Admin>,
     Path(id): Path<String>,
@@ -137,11 +170,17 @@ pub(super) async fn rotate(State(admin): State<Admin>) -> Result<Json<Value>, Pr
     })))
 }
 
+fn act(id: &str, body: &[u8]) -> Result<(WriteId, String, String), Problem> {
+    let act: Act = read(body, r#"{"reason": "…", "actor": "…"}"#)?;
+    demand_reason(&act.reason)?;
+    Ok((parse(id)?, act.actor.unwrap_or_else(|| "api".to_owned()), act.reason))
+}
+
 fn queue(admin: &Admin) -> Result<&Arc<Queue>, Problem> {
     admin.queue.as_ref().ok_or_else(no_queue)
 }
 
-fn no_queue() -> Problem {
+pub(super) fn no_queue() -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
         "this Seawall queues no writes (queue.enabled, or profile = \"strict\")",
@@ -156,7 +195,7 @@ fn unknown(id: &str) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, format!("there is no ticket {id}"))
 }
 
-fn read<T: for<'de> Deserialize<'de>>(body: &[u8], example: &str) -> Result<T, Problem> {
+pub(super) fn read<T: for<'de> Deserialize<'de>>(body: &[u8], example: &str) -> Result<T, Problem> {
     serde_json::from_slice(body)
         .map_err(|error| Problem::bad(format!("the body must be JSON such as {example}: {error}")))
 }

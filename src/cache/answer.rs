@@ -8,11 +8,14 @@
 //! | copy, not forwarded | `stale` | `hit; ttl=-812; detail=breaker-open` |
 //! | copy, after a failed refresh | `stale` | `fwd=stale; fwd-status=503; ttl=-812; detail=stale-if-error` |
 //!
+//! | object out of a page of its collection | `stale` | `hit; ttl=-812; detail=from-collection` |
+//!
 //! A stale copy says `Cache-Control: max-age=0` and loses `Expires`, so that nobody downstream stretches it.
 
 use super::Cache;
 use super::entry::{Confirmed, Entry};
 use super::flight::{Answer, Flowing, Outcome};
+use super::objects::Found as OnPage;
 use super::policy::Refused;
 use super::service::{Found, Read};
 use crate::error::ProxyError;
@@ -24,9 +27,10 @@ use crate::http::delivery::{self, Delivery, Refusal};
 use crate::http::headers::{
     CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_PENDING_WRITES, SEAWALL_SOURCE, SEAWALL_STALE_REASON,
 };
+use bytes::Bytes;
 use http::header::{
     AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    DATE, EXPIRES, RETRY_AFTER,
+    DATE, EXPIRES, RETRY_AFTER, VARY,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
@@ -95,6 +99,18 @@ impl Why {
         }
     }
 
+    /// By what a read ended with.
+    pub(crate) fn of(result: &Result<Response<Body>, ProxyError>) -> Self {
+        match result {
+            Ok(response) => {
+                let status = response.status();
+                let names_wait = response.headers().contains_key(RETRY_AFTER);
+                Self::of_status(status, delivery::of_answer(status, names_wait))
+            }
+            Err(error) => Self::of_error(error),
+        }
+    }
+
     fn of_status(status: StatusCode, delivery: Delivery) -> Self {
         let is_push_back = delivery == Delivery::Refused(Refusal::TooManyRequests);
         Self {
@@ -121,13 +137,65 @@ impl Cache {
 
     /// The answer from a copy that is not fresh.
     pub(crate) fn stale(&self, read: &Read, entry: &Entry, why: Why, now: &Confirmed) -> Response<Body> {
-        let age = entry.facts.age(entry.confirmed.since(now));
-        self.counters.served_stale(age);
         let body = if read.is_head { Body::empty() } else { Body::from(entry.body.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = entry.status;
         *response.headers_mut() = entry.head_from("stale");
-        let headers = response.headers_mut();
+        let is_outdated = self.marks.is_outdated(entry.names, entry.began);
+        let detail = if is_outdated { "invalidated" } else { why.detail };
+        self.mark_stale(read, entry, why, (Forward::Stale, detail), now, response.headers_mut());
+        response
+    }
+
+    /// The answer from an object on a page: an envelope around its own bytes, with the page's age. It has no validator,
+    /// since the upstream never gave one for it.
+    fn object(&self, read: &Read, found: &Found, on_page: &OnPage, why: Why) -> Response<Body> {
+        self.counters.from_collection.inc();
+        let OnPage { page, version, object } = on_page;
+        let url = Value::from(read.context.asked.url()).to_string();
+        let mut whole = Vec::with_capacity(object.len() + url.len() + version.len() + 80);
+        for part in [
+            br#"{"_object":"/api/response","self":"#.as_slice(),
+            url.as_bytes(),
+            br#","version":"#,
+            version.as_bytes(),
+            br#","data":"#,
+            object,
+            br#","error":null}"#,
+        ] {
+            whole.extend_from_slice(part);
+        }
+        let mut headers = HeaderMap::with_capacity(12);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(whole.len()));
+        for name in [DATE, VARY] {
+            for value in page.head.get_all(&name) {
+                headers.append(name.clone(), value.clone());
+            }
+        }
+        let is_outdated = self.marks.is_outdated(page.names, page.began)
+            || self.marks.is_outdated(self.names(read), page.began);
+        let detail = if is_outdated { "invalidated" } else { "from-collection" };
+        self.mark_stale(read, page, why, (found.forward, detail), &self.now(), &mut headers);
+        let mut response =
+            Response::new(if read.is_head { Body::empty() } else { Body::from(Bytes::from(whole)) });
+        *response.headers_mut() = headers;
+        response
+    }
+
+    /// Counts what is served stale, and says of it how old it is and why.
+    fn mark_stale(
+        &self,
+        read: &Read,
+        entry: &Entry,
+        why: Why,
+        (forward, detail): (Forward, &str),
+        now: &Confirmed,
+        headers: &mut HeaderMap,
+    ) {
+        let age = entry.facts.age(entry.confirmed.since(now));
+        self.counters.served_stale(age);
+        headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("stale"));
         headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
         headers.insert(AGE, HeaderValue::from(age.as_secs()));
         headers.remove(EXPIRES);
@@ -138,25 +206,19 @@ impl Cache {
         if let Some(reason) = why.reason {
             headers.insert(SEAWALL_STALE_REASON, HeaderValue::from_static(reason));
         }
-        let is_outdated = self.marks.is_outdated(entry.names, entry.began);
-        let mut said = match why.way {
+        let said = match why.way {
             Way::Here => Member::hit(),
-            Way::Forwarded => Member::forwarded(Forward::Stale),
-            Way::Answered(status) => Member::forwarded(Forward::Stale).forward_status(status),
+            Way::Forwarded => Member::forwarded(forward),
+            Way::Answered(status) => Member::forwarded(forward).forward_status(status),
         };
         // A copy that a write made stale may have freshness left by the clock; it says that it has none.
-        said = said.ttl(entry.facts.ttl(age).min(-1)).detail(if is_outdated {
-            "invalidated"
-        } else {
-            why.detail
-        });
+        let said = said.ttl(entry.facts.ttl(age).min(-1)).detail(detail);
         headers.insert(CACHE_STATUS, said.to_value());
         self.tell_pending(read, headers);
-        response
     }
 
     /// The end of a read that was forwarded.
-    pub(crate) fn conclude(
+    pub(crate) async fn conclude(
         &self,
         read: &Read,
         found: &Found,
@@ -196,7 +258,7 @@ impl Cache {
                 let delivery = delivery::of_answer(passed.status, passed.headers.contains_key(RETRY_AFTER));
                 if delivery.is_outage()
                     && let Some(response) =
-                        self.stand_in(read, found, Why::of_status(passed.status, delivery), &now)
+                        self.stand_in(read, found, Why::of_status(passed.status, delivery), &now).await
                 {
                     return Ok(response);
                 }
@@ -214,7 +276,7 @@ impl Cache {
             }
             Outcome::Failed(error) => {
                 if delivery::of_error(&error).is_outage()
-                    && let Some(response) = self.stand_in(read, found, Why::of_error(&error), &now)
+                    && let Some(response) = self.stand_in(read, found, Why::of_error(&error), &now).await
                 {
                     return Ok(response);
                 }
@@ -226,11 +288,17 @@ impl Cache {
     }
 
     /// A long answer, on its way; or the copy, when it tells of an outage at length.
-    pub(crate) fn streamed(&self, read: &Read, found: &Found, response: Response<Body>) -> Response<Body> {
+    pub(crate) async fn streamed(
+        &self,
+        read: &Read,
+        found: &Found,
+        response: Response<Body>,
+    ) -> Response<Body> {
         let status = response.status();
         let delivery = delivery::of_answer(status, response.headers().contains_key(RETRY_AFTER));
         if delivery.is_outage()
-            && let Some(copy) = self.stand_in(read, found, Why::of_status(status, delivery), &self.now())
+            && let Some(copy) =
+                self.stand_in(read, found, Why::of_status(status, delivery), &self.now()).await
         {
             return copy;
         }
@@ -295,34 +363,32 @@ impl Cache {
         response
     }
 
-    fn stand_in(&self, read: &Read, found: &Found, why: Why, now: &Confirmed) -> Option<Response<Body>> {
-        let entry = found.entry.as_deref().filter(|_| !self.is_refused(read))?;
-        match self.may_stand_in(read, entry, why, now) {
-            Ok(()) => Some(self.stale(read, entry, why, now)),
-            Err(refused) => {
-                self.counters.refused.inc();
-                self.counters.stale_refused(refused.as_str());
-                None
-            }
-        }
-    }
-
-    /// The copy in place of what a read ended with.
-    pub(crate) fn stand_in_for(
+    /// The copy in place of a failure; where there is none, or only one that is too old, the object on a page.
+    pub(crate) async fn stand_in(
         &self,
         read: &Read,
         found: &Found,
-        result: &Result<Response<Body>, ProxyError>,
+        why: Why,
+        now: &Confirmed,
     ) -> Option<Response<Body>> {
-        let why = match result {
-            Ok(response) => {
-                let status = response.status();
-                let names_wait = response.headers().contains_key(RETRY_AFTER);
-                Why::of_status(status, delivery::of_answer(status, names_wait))
+        let mut refused = None;
+        if let Some(entry) = found.entry.as_deref().filter(|_| !self.is_refused(read)) {
+            match self.may_stand_in(read, entry, why, now) {
+                Ok(()) => return Some(self.stale(read, entry, why, now)),
+                Err(reason) => refused = Some(reason),
             }
-            Err(error) => Why::of_error(error),
-        };
-        self.stand_in(read, found, why, &self.now())
+        }
+        if refused.is_none_or(|reason| reason == Refused::TooOld) {
+            match Box::pin(self.on_a_page(read, why)).await {
+                Ok(on_page) => return Some(self.object(read, found, &on_page, why)),
+                Err(reason) => refused = refused.or(reason),
+            }
+        }
+        if let Some(reason) = refused {
+            self.counters.refused.inc();
+            self.counters.stale_refused(reason.as_str());
+        }
+        None
     }
 
     /// Whether a copy may stand in for a failure at this time.

@@ -25,6 +25,8 @@ pub struct Stats {
     pub revalidated: u64,
     /// Reads answered from a stale copy.
     pub stale_served: u64,
+    /// Those of them that were answered out of a page of the object's collection.
+    pub from_collection: u64,
     /// Reads that shared the request of another; they are also counted by what came of it.
     pub collapsed: u64,
     /// Requests that were not for the cache.
@@ -49,6 +51,7 @@ pub(crate) struct Counters {
     pub(crate) collapsed: Counter,
     pub(crate) bypass: Counter,
     pub(crate) refused: Counter,
+    pub(crate) from_collection: Counter,
     stale_refused: Family<ResultLabels, Counter>,
     stale_age: Histogram,
     entries: Gauge,
@@ -69,6 +72,7 @@ impl Counters {
             collapsed: reads("collapsed"),
             bypass: reads("bypass"),
             refused: reads("refused"),
+            from_collection: metrics.cache_from_collection.clone(),
             stale_refused: metrics.cache_stale_refused.clone(),
             stale_age: metrics.cache_stale_age_seconds.clone(),
             entries: metrics.cache_entries.clone(),
@@ -113,6 +117,7 @@ impl Counters {
             misses: self.miss.get(),
             revalidated: self.revalidated.get(),
             stale_served: self.stale.get(),
+            from_collection: self.from_collection.get(),
             collapsed: self.collapsed.get(),
             bypassed: self.bypass.get(),
             refused: self.refused.get(),

@@ -229,6 +229,9 @@ impl Cache {
                 Err(error) => return failed(error),
             };
             let (mut parts, body) = response.into_parts();
+            if matches!(parts.status, StatusCode::NOT_FOUND | StatusCode::GONE) && !self.is_strict {
+                self.objects.lacks(read, Instant::now());
+            }
             let limit = read.context.config.settings.cache.max_object.0;
             // What answers a HEAD, and a 304, names the length of a content that does not come.
             let length = if read.is_head || parts.status == StatusCode::NOT_MODIFIED {
@@ -500,10 +503,21 @@ impl Cache {
         let has_left = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
             && !self.health.shows_failures(&read.context.route.group);
         if (has_left || unkept == Some(Unkept::NoStore) && status.is_success()) && !read.is_head {
-            let variants = self.memory.get(&read.key);
-            match variants.as_ref().and_then(|all| all.iter().find(|old| old.is_selected_by(read.asked()))) {
-                Some(old) if old.asked_at > asked_at.monotonic => {}
-                old => self.forget(&read.key, old),
+            let selected = || {
+                let variants = self.memory.peek(&read.key)?;
+                variants.iter().find(|old| old.is_selected_by(read.asked())).cloned()
+            };
+            let is_newer = |old: &Arc<Entry>| old.asked_at > asked_at.monotonic;
+            match selected() {
+                Some(old) if is_newer(&old) => {}
+                Some(old) => self.forget(&read.key, Some(&old)),
+                None => {
+                    self.forget(&read.key, None);
+                    // What came back from disk between the two looks.
+                    if let Some(old) = selected().filter(|old| !is_newer(old)) {
+                        self.forget(&read.key, Some(&old));
+                    }
+                }
             }
         }
         self.counters.unkept();
@@ -525,6 +539,12 @@ impl Cache {
             return false;
         }
         self.persist(read.key, entry);
+        // Asked when it is there: a purge from now on finds it.
+        if self.purges.load(Ordering::Acquire) != errand.purges {
+            self.forget(&read.key, Some(entry));
+            return false;
+        }
+        self.objects.keep(read, &entry.about);
         if errand.landing.is_none() {
             self.flights.unmark_hit_for_miss(&errand.key);
         }

@@ -17,6 +17,7 @@
 //! restart: they start at the microseconds of the wall clock, which no process reaches by counting, and never below
 //! what is recorded. Where the record may lack something, everything older counts as out of date.
 
+use super::EVERYBODY;
 use super::key::Places;
 use super::ledger::{Fact, Ledger};
 use crate::ids::PartitionId;
@@ -43,6 +44,8 @@ pub(crate) struct Moment(u64);
 /// All marks.
 pub(crate) struct Marks {
     sequence: AtomicU64,
+    /// Where this process began to count.
+    start: AtomicU64,
     floor: AtomicU64,
     shards: [Mutex<HashMap<u64, u64, Places>>; SHARDS],
     hasher: FixedState,
@@ -51,6 +54,7 @@ pub(crate) struct Marks {
 
 const PATH: u8 = 0;
 const TAG: u8 = 1;
+const PURGED: u8 = 2;
 
 /// One trailing slash is the same resource: Flexport itself links to `/invoices/?per=1`.
 fn resource(path: &str) -> &str {
@@ -79,6 +83,7 @@ impl Marks {
     pub(crate) fn new(seed: [u64; 2], ledger: Option<Ledger>) -> Self {
         Self {
             sequence: AtomicU64::new(1),
+            start: AtomicU64::new(1),
             floor: AtomicU64::new(0),
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: FixedState::with_seed(seed[0] ^ seed[1].rotate_left(32)),
@@ -107,6 +112,7 @@ impl Marks {
         // The last marks before a crash may not be recorded: their numbers must not come again.
         let start = now.max(highest.saturating_add(1 << 20));
         self.sequence.store(start, Ordering::Release);
+        self.start.store(start, Ordering::Release);
         if !is_intact {
             self.floor.store(start, Ordering::Release);
         }
@@ -148,6 +154,12 @@ impl Marks {
         Moment(self.sequence.load(Ordering::Acquire))
     }
 
+    /// A moment of another process. Where the wall clock went back since, it may lie ahead of all that are counted
+    /// here: then it is taken for the start, so that what comes after that counts.
+    pub(crate) fn foreign(&self, moment: Moment) -> Moment {
+        moment.min(Moment(self.start.load(Ordering::Acquire)))
+    }
+
     /// Whether something with these names, begun at that moment, is out of date.
     pub(crate) fn is_outdated(&self, names: Names, began: Moment) -> bool {
         // Nearly always nothing was invalidated since, or nothing at all.
@@ -169,6 +181,24 @@ impl Marks {
         self.set(self.name(partition, TAG, tag));
     }
 
+    /// A path was deleted by hand, of one partition or of all: what else still holds it, from before, is not served for
+    /// it. Recorded when this ends.
+    pub(crate) async fn purged(&self, partition: Option<PartitionId>, path: &str) {
+        let name = self.name(partition.unwrap_or(EVERYBODY), PURGED, resource(path));
+        let number = self.set(name);
+        if let Some(ledger) = &self.ledger {
+            ledger.record(Fact::Mark { name, number }).await;
+        }
+    }
+
+    /// Whether a path was deleted by hand after something had begun.
+    pub(crate) fn is_purged(&self, partition: PartitionId, path: &str, began: Moment) -> bool {
+        self.moment() > began
+            && [partition, EVERYBODY]
+                .iter()
+                .any(|partition| self.mark(self.name(*partition, PURGED, resource(path))) > began.0)
+    }
+
     /// Everything is out of date from now on.
     pub(crate) fn all(&self) {
         let next = self.sequence.fetch_add(1, Ordering::AcqRel) + 1;
@@ -180,7 +210,7 @@ impl Marks {
         self.shard(name).lock().expect("no code panics with this lock held").get(&name).copied().unwrap_or(0)
     }
 
-    fn set(&self, name: u64) {
+    fn set(&self, name: u64) -> u64 {
         let mut shard = self.shard(name).lock().expect("no code panics with this lock held");
         if shard.len() >= MARKS_PER_SHARD {
             // The floor rises before the marks go, so that no reader finds neither.
@@ -194,6 +224,7 @@ impl Marks {
         shard.insert(name, next);
         drop(shard);
         self.note(Fact::Mark { name, number: next });
+        next
     }
 
     fn shard(&self, name: u64) -> &Mutex<HashMap<u64, u64, Places>> {
@@ -255,6 +286,14 @@ mod tests {
         assert!(restored.moment() > after);
         assert!(restored.is_outdated(names, before) && !restored.is_outdated(names, after));
         assert!(!restored.is_outdated(other, before));
+        // Nothing was recorded, and the clock went back: a write still makes the copy out of date.
+        let behind = Marks::new([1, 2], None);
+        behind.restore(&[], true, 10);
+        let copy = behind.foreign(before);
+        assert!(!behind.is_outdated(names, copy));
+        behind.path(A, "/bookings/1");
+        assert!(behind.is_outdated(names, copy));
+        assert_eq!(restored.foreign(before), before);
         let damaged = Marks::new([1, 2], None);
         damaged.restore(&marks.facts(), false, 2000);
         assert!(damaged.is_outdated(other, after) && !damaged.is_outdated(other, damaged.moment()));

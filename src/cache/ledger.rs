@@ -7,7 +7,7 @@
 //! changed, moved or taken out of the middle. It is written anew from what is in memory when it has grown, and at each
 //! start.
 //!
-//! Failure: a file that is damaged is read as far as it can be; then nobody's success counts any more
+//! Failure: a last fact that is incomplete was never said to be on disk, and means nothing. A file that is damaged is read as far as it can be; then nobody's success counts any more
 //! ([`Found::is_intact`]), so nobody is served from copies before Flexport has answered him again. A file of a newer
 //! version is left alone. A disk that cannot be written costs the memory over a restart: it is said in the log, and
 //! nobody waits longer than [`PATIENCE`] for it.
@@ -87,6 +87,8 @@ struct Writer {
 
 const MAGIC: &[u8; 4] = b"SWL1";
 const TREE: u8 = b'l';
+/// The lengths that a fact can have.
+const LENGTHS: [usize; 5] = [9, 17, 25, 33, 57];
 /// Facts that wait to be written, at most.
 const MOST: usize = 65_536;
 /// How long facts that nobody waits for are gathered.
@@ -198,7 +200,11 @@ impl Ledger {
 
     /// Waits until it is on disk, or cannot be.
     pub(crate) async fn record(&self, fact: Fact) {
-        let number = self.push(fact);
+        self.written(self.push(fact)).await;
+    }
+
+    /// Waits until what was [pushed](Self::push) is on disk, or cannot be.
+    pub(crate) async fn written(&self, number: u64) {
         let mut done = self.0.done.subscribe();
         self.0.is_urgent.notify_one();
         self.0.has_some.notify_one();
@@ -209,7 +215,8 @@ impl Ledger {
         }
     }
 
-    fn push(&self, fact: Fact) -> u64 {
+    /// Takes a fact; its number is what to wait for.
+    pub(crate) fn push(&self, fact: Fact) -> u64 {
         let mut waiting = self.waiting();
         if waiting.facts.len() < MOST {
             waiting.facts.push(fact);
@@ -280,8 +287,11 @@ impl Ledger {
     fn append(&self, writer: &mut Writer, facts: &[Fact]) -> io::Result<()> {
         let bytes = self.sealed(facts, &mut writer.number)?;
         let file = writer.file.as_mut().ok_or_else(|| io::Error::other("it is not open"))?;
-        file.write_all(&bytes)?;
-        file.sync_data()?;
+        if let Err(error) = file.write_all(&bytes).and_then(|()| file.sync_data()) {
+            // Nobody was told that it is there.
+            let _ = file.set_len(writer.bytes);
+            return Err(error);
+        }
         writer.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -320,6 +330,11 @@ fn read(bytes: &[u8], seals: &Seals) -> Found {
     let mut found = Found::default();
     let Some(mut rest) = bytes.strip_prefix(MAGIC) else { return found };
     while let Some((length, after)) = rest.split_first() {
+        let plain = usize::from(*length).checked_sub(Seals::OVERHEAD);
+        if after.len() < usize::from(*length) && plain.is_some_and(|plain| LENGTHS.contains(&plain)) {
+            // A kill while it was written: nobody was told that it is there.
+            break;
+        }
         let number = found.facts.len() as u64;
         let fact = after
             .split_at_checked(usize::from(*length))
@@ -392,8 +407,13 @@ mod tests {
             let found = Ledger::open(dir.path(), &keys()).unwrap().1;
             assert!(!found.is_intact && facts().starts_with(&found.facts), "byte {at}");
         }
-        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-        assert!(!Ledger::open(dir.path(), &keys()).unwrap().1.is_intact);
+        // A kill in the middle of a write takes nothing from anybody.
+        for left in 1..20 {
+            std::fs::write(&path, &whole[..whole.len() - left]).unwrap();
+            let found = Ledger::open(dir.path(), &keys()).unwrap().1;
+            assert!(found.is_intact && found.facts == facts()[..5], "{left}");
+        }
+        assert!(facts().iter().all(|fact| LENGTHS.contains(&fact.encode().len())));
         std::fs::write(&path, b"SWL2 and more").unwrap();
         assert!(Ledger::open(dir.path(), &keys()).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"SWL2 and more");

@@ -71,6 +71,11 @@ impl Memory {
         self.map.get(key)
     }
 
+    /// The same, without counting as a use.
+    pub(crate) fn peek(&self, key: &Key) -> Option<Variants> {
+        self.map.peek(key)
+    }
+
     /// Keeps an entry in place of the variant that the same request would select, unless that one is the newer: begun
     /// after a later invalidation, or asked for later. Tells whether it is kept.
     pub(crate) fn put(&self, key: Key, entry: Arc<Entry>, asked: Asked<'_>) -> bool {

@@ -14,7 +14,7 @@
 //! - An answer that the upstream gave is replaced by a stale copy or by nothing.
 //! - A token that the upstream refused sees no copy (see `refusals`).
 //!
-//! Failure: with no copy that may be used, an answer of the upstream's passes through as it came, and an error stays
+//! Failure: with no copy that may be used, and no page that holds the object (see `objects`), an answer of the upstream's passes through as it came, and an error stays
 //! an error; `front::rescue` makes the answer.
 
 mod answer;
@@ -29,6 +29,7 @@ mod key;
 mod layer;
 mod ledger;
 mod memory;
+mod objects;
 mod policy;
 mod refusals;
 mod rest;
@@ -55,6 +56,7 @@ use flight::Flights;
 use invalidate::Marks;
 use ledger::Ledger;
 use memory::Memory;
+use objects::Objects;
 use refusals::Refusals;
 use rest::Rests;
 use std::sync::Arc;
@@ -70,6 +72,7 @@ const EVERYBODY: PartitionId = PartitionId([0; 16]);
 /// The copies, and what is known about them. One for the process.
 pub struct Cache {
     memory: Memory,
+    objects: Objects,
     flights: Arc<Flights>,
     marks: Marks,
     refusals: Refusals,
@@ -109,6 +112,7 @@ impl Cache {
         let opened = tier::start(tier, clock, metrics, &tasks);
         let cache = Arc::new(Self {
             memory: Memory::new(settings.cache.memory.0),
+            objects: Objects::new(),
             flights: Flights::new(),
             marks: opened.marks,
             refusals: opened.refusals,

@@ -50,6 +50,8 @@ pub(crate) struct Ask {
     pub(crate) directives: RequestDirectives,
     /// `Seawall-Stale: never`.
     pub(crate) refuses_stale: bool,
+    /// Whether a cursor stands behind it, which old data would move too far.
+    pub(crate) is_incremental: bool,
 }
 
 /// What was read from an answer when it was kept.
@@ -116,6 +118,8 @@ pub(crate) enum Use {
 pub(crate) enum Refused {
     /// By `Seawall-Stale: never`.
     Asked,
+    /// The request asks for a window of time.
+    Incremental,
     /// Confirmed too long ago.
     TooOld,
     /// By this directive of the answer.
@@ -164,6 +168,12 @@ impl Ask {
         ask.refuses_stale =
             headers.get(SEAWALL_STALE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"never"));
         ask
+    }
+
+    /// Why no copy that is not fresh may answer it.
+    fn refused(&self) -> Option<Refused> {
+        let refused = [(self.refuses_stale, Refused::Asked), (self.is_incremental, Refused::Incremental)];
+        refused.into_iter().find_map(|(is_so, why)| is_so.then_some(why))
     }
 }
 
@@ -223,7 +233,7 @@ impl Facts {
             }
             if self.stale_while_revalidate.is_some_and(|window| overdue <= window)
                 && asked.min_fresh.is_none()
-                && !ask.refuses_stale
+                && ask.refused().is_none()
             {
                 return Use::WhileRevalidating;
             }
@@ -240,8 +250,8 @@ impl Facts {
         terms: &Terms,
         ask: &Ask,
     ) -> Result<(), Refused> {
-        if ask.refuses_stale {
-            return Err(Refused::Asked);
+        if let Some(refused) = ask.refused() {
+            return Err(refused);
         }
         let limit = if is_push_back { terms.max_stale.min(terms.max_stale_429) } else { terms.max_stale };
         if since_confirmed > limit {
@@ -313,6 +323,7 @@ impl Refused {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Asked => "asked",
+            Self::Incremental => "incremental",
             Self::TooOld => "too-old",
             Self::Directive(name) => name,
             Self::Unproven => "unproven",

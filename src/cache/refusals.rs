@@ -121,10 +121,10 @@ impl Refusals {
         for fact in facts {
             match *fact {
                 Fact::Refused { partition, token, key } => {
-                    let _ = self.refuse(partition, token, key.as_ref(), now);
+                    let _ = self.refuse(partition, token, key.as_ref(), now, |_| ());
                 }
                 Fact::Cleared { partition, token, key } => {
-                    self.clear(partition, || token, key.as_ref(), now);
+                    self.end((partition, token), key.is_none(), key.as_ref(), now, |_| ());
                 }
                 Fact::Succeeded { partition, token, at } => {
                     self.keeps(partition);
@@ -202,16 +202,18 @@ impl Refusals {
             || known.has_forgotten && self.forgotten.contains(self.hash(&holder))
     }
 
-    /// The upstream refused this token now: with a key, that key; without, altogether. Gives what is to be recorded
-    /// before it is answered: nothing when it is known, or when there is nothing that it could see.
+    /// The upstream refused this token now: with a key, that key; without, altogether. Tells what is to be recorded
+    /// before it is answered, in the order in which things happen here: nothing when it is known, or when there is
+    /// nothing that it could see. Gives what the telling gives.
     #[must_use]
-    pub(crate) fn refuse(
+    pub(crate) fn refuse<T>(
         &self,
         partition: PartitionId,
         token: u64,
         key: Option<&Key>,
         now: Instant,
-    ) -> Option<Fact> {
+        tell: impl FnOnce(Fact) -> T,
+    ) -> Option<T> {
         let holder = (partition, token);
         let was_proven = key.is_none() && self.proven().remove(&holder).is_some();
         let mut known = self.known();
@@ -239,34 +241,46 @@ impl Refusals {
         known.keys += added;
         self.recount(&known);
         let is_news = was_proven || !was_refused && self.kept.contains(self.hash(&partition));
-        is_news.then_some(Fact::Refused { partition, token, key })
+        is_news.then(|| tell(Fact::Refused { partition, token, key }))
     }
 
-    /// The upstream answered this token with success, to what was asked at that time. Tells whether that ended a
-    /// refusal.
+    /// The upstream answered this token with success, to what was asked at that time. Tells which refusals that ended,
+    /// in the order in which things happen here.
     pub(crate) fn clear(
         &self,
         partition: PartitionId,
         token: impl FnOnce() -> u64,
         key: Option<&Key>,
         asked_at: Instant,
-    ) -> bool {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return false;
+        tell: impl FnMut(Fact),
+    ) {
+        if self.count.load(Ordering::Acquire) != 0 {
+            self.end((partition, token()), true, key, asked_at, tell);
         }
-        let holder = (partition, token());
+    }
+
+    fn end(
+        &self,
+        holder: Holder,
+        is_altogether: bool,
+        key: Option<&Key>,
+        asked_at: Instant,
+        mut tell: impl FnMut(Fact),
+    ) {
+        let (partition, token) = holder;
         let mut known = self.known();
-        let Some(refused) = known.tokens.get_mut(&holder) else { return false };
-        let was_refused = refused.altogether.is_some();
-        refused.altogether = refused.altogether.filter(|at| *at > asked_at);
-        let mut has_ended = was_refused && refused.altogether.is_none();
+        let Some(refused) = known.tokens.get_mut(&holder) else { return };
+        if is_altogether && refused.altogether.is_some_and(|at| at <= asked_at) {
+            refused.altogether = None;
+            tell(Fact::Cleared { partition, token, key: None });
+        }
         let mut cleared = 0;
         if let Some(key) = key
             && refused.keys.get(key).is_some_and(|at| *at <= asked_at)
         {
             refused.keys.remove(key);
             cleared = 1;
-            has_ended = true;
+            tell(Fact::Cleared { partition, token, key: Some(*key) });
         }
         let is_over = refused.altogether.is_none() && refused.keys.is_empty();
         known.keys -= cleared;
@@ -274,7 +288,6 @@ impl Refusals {
             known.tokens.remove(&holder);
             self.recount(&known);
         }
-        has_ended
     }
 
     /// Whether the upstream refused this token altogether, as far as that is known exactly.
@@ -370,20 +383,20 @@ mod tests {
         let (partition, other) = (PartitionId([1; 16]), Key([2; 32]));
         let refusals = Refusals::new([1, 2]);
         let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
-        let _ = refusals.refuse(partition, 7, None, now);
+        let _ = refusals.refuse(partition, 7, None, now, |fact| fact);
         assert!(refusals.is_refused(partition, || 7, &KEY));
         assert!(!refusals.is_refused(partition, || 8, &KEY));
-        refusals.clear(partition, || 8, Some(&KEY), later);
+        refusals.clear(partition, || 8, Some(&KEY), later, |_| ());
         assert!(refusals.is_refused(partition, || 7, &KEY));
-        refusals.clear(partition, || 7, None, later);
+        refusals.clear(partition, || 7, None, later, |_| ());
         assert!(!refusals.is_refused(partition, || 7, &KEY));
 
-        let _ = refusals.refuse(partition, 7, Some(&KEY), now);
+        let _ = refusals.refuse(partition, 7, Some(&KEY), now, |fact| fact);
         assert!(refusals.is_refused(partition, || 7, &KEY));
         assert!(!refusals.is_refused(partition, || 7, &other));
-        refusals.clear(partition, || 7, Some(&other), later);
+        refusals.clear(partition, || 7, Some(&other), later, |_| ());
         assert!(refusals.is_refused(partition, || 7, &KEY));
-        refusals.clear(partition, || 7, Some(&KEY), later);
+        refusals.clear(partition, || 7, Some(&KEY), later, |_| ());
         assert_eq!(refusals.count.load(Ordering::Acquire), 0);
     }
 
@@ -394,12 +407,31 @@ mod tests {
         let before = Instant::now();
         let refused_at = before + Duration::from_secs(1);
         for key in [None, Some(&KEY)] {
-            let _ = refusals.refuse(partition, 7, key, refused_at);
-            refusals.clear(partition, || 7, Some(&KEY), before);
+            let _ = refusals.refuse(partition, 7, key, refused_at, |fact| fact);
+            refusals.clear(partition, || 7, Some(&KEY), before, |_| ());
             assert!(refusals.is_refused(partition, || 7, &KEY));
-            refusals.clear(partition, || 7, Some(&KEY), refused_at);
+            refusals.clear(partition, || 7, Some(&KEY), refused_at, |_| ());
             assert!(!refusals.is_refused(partition, || 7, &KEY));
         }
+    }
+
+    #[test]
+    fn the_end_of_one_refusal_is_not_recorded_as_that_of_another() {
+        let partition = PartitionId([1; 16]);
+        let refusals = Refusals::new([1, 2]);
+        refusals.keeps(partition);
+        let before = Instant::now();
+        let (asked, later) = (before + Duration::from_secs(1), before + Duration::from_secs(2));
+        let mut facts = Vec::new();
+        let _ = refusals.refuse(partition, 7, Some(&KEY), before, |fact| facts.push(fact));
+        // The success was asked for after the 403 and before the 401.
+        let _ = refusals.refuse(partition, 7, None, later, |fact| facts.push(fact));
+        refusals.clear(partition, || 7, Some(&KEY), asked, |fact| facts.push(fact));
+        assert_eq!(facts.last(), Some(&Fact::Cleared { partition, token: 7, key: Some(KEY) }));
+        let restored = Refusals::new([1, 2]);
+        restored.keeps(partition);
+        restored.restore(&facts, true, later);
+        assert!(refusals.is_refused(partition, || 7, &KEY) && restored.is_refused(partition, || 7, &KEY));
     }
 
     #[test]
@@ -409,11 +441,11 @@ mod tests {
         let now = Instant::now();
         refusals.keeps(revoked);
         refusals.keeps(well);
-        let _ = refusals.refuse(revoked, 7, None, now);
+        let _ = refusals.refuse(revoked, 7, None, now, |fact| fact);
         for number in 0..100_000u64 {
             let mut id = [9; 16];
             id[..8].copy_from_slice(&number.to_le_bytes());
-            let _ = refusals.refuse(PartitionId(id), number, Some(&KEY), now);
+            let _ = refusals.refuse(PartitionId(id), number, Some(&KEY), now, |fact| fact);
         }
         assert!(refusals.is_refused(revoked, || 7, &KEY));
         assert!(!refusals.is_refused(well, || 8, &KEY));
@@ -429,8 +461,8 @@ mod tests {
         let refusals = Refusals::new([1, 2]);
         let now = Instant::now();
         for _ in 0..100_000 {
-            let _ = refusals.refuse(PartitionId([1; 16]), 7, None, now);
-            refusals.clear(PartitionId([1; 16]), || 7, None, now);
+            let _ = refusals.refuse(PartitionId([1; 16]), 7, None, now, |fact| fact);
+            refusals.clear(PartitionId([1; 16]), || 7, None, now, |_| ());
         }
         assert!(refusals.known().order.len() <= 2 * TOKENS);
     }
@@ -440,16 +472,16 @@ mod tests {
         let (a, b, window) = (PartitionId([1; 16]), PartitionId([2; 16]), Duration::from_secs(3600));
         let refusals = Refusals::new([1, 2]);
         let now = Instant::now();
-        assert_eq!(refusals.refuse(b, 9, None, now), None, "it could see nothing");
+        assert_eq!(refusals.refuse(b, 9, None, now, |fact| fact), None, "it could see nothing");
         let mut facts = Vec::new();
         for token in [7, 8] {
             facts.extend(refusals.succeeded(a, token, 1000));
             assert_eq!(refusals.succeeded(a, token, 1200), None);
         }
         refusals.keeps(a);
-        facts.extend(refusals.refuse(a, 7, None, now));
-        assert_eq!(refusals.refuse(a, 7, None, now), None, "it is known");
-        facts.extend(refusals.refuse(a, 8, Some(&KEY), now));
+        facts.extend(refusals.refuse(a, 7, None, now, |fact| fact));
+        assert_eq!(refusals.refuse(a, 7, None, now, |fact| fact), None, "it is known");
+        facts.extend(refusals.refuse(a, 8, Some(&KEY), now, |fact| fact));
         assert_eq!(facts.len(), 4);
         for facts in [facts.clone(), refusals.facts()] {
             let restored = Refusals::new([1, 2]);
@@ -458,7 +490,13 @@ mod tests {
             assert!(restored.is_refused(a, || 8, &KEY) && !restored.is_refused(a, || 8, &Key([2; 32])));
             assert!(!restored.is_proven(a, 7, 1300, window) && restored.is_proven(a, 8, 1300, window));
             assert!(!restored.is_proven(a, 8, 9000, window) && !restored.is_proven(b, 8, 1300, window));
-            assert!(restored.clear(a, || 7, None, now), "its own success ends it");
+            let mut told = Vec::new();
+            restored.clear(a, || 7, None, now, |fact| told.push(fact));
+            assert_eq!(
+                told,
+                [Fact::Cleared { partition: a, token: 7, key: None }],
+                "its own success ends it"
+            );
         }
         let damaged = Refusals::new([1, 2]);
         damaged.restore(&facts, false, now);

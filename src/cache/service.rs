@@ -12,9 +12,11 @@ use super::flight::{Answer, Fill, Flight, FlightKey, Landing, Led, Outcome, Role
 use super::invalidate::Names;
 use super::key::{self, Key};
 use super::policy::{self, Ask, Terms, Use};
+use super::tier::Unread;
 use crate::config::raw::Profile;
 use crate::context::{BoxFuture, Credential, Lane, RequestContext, Upstream, is_safe};
 use crate::error::ProxyError;
+use crate::flexport::incremental::is_incremental;
 use crate::http::cache_status::{Forward, Member};
 use crate::http::delivery::{self, Class, Delivery};
 use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, X_REQUEST_ID};
@@ -181,6 +183,18 @@ impl Read {
         self.context.present.has(Present::CONDITIONAL) && policy::is_unchanged(&self.headers, stored, now)
     }
 
+    /// The key of another target that is asked for with the same fields.
+    pub(crate) fn key_of(&self, target: &str) -> Key {
+        let config = &self.context.config;
+        let parts = key::Parts {
+            partition: self.partition,
+            upstream: &config.settings.upstream.base_url,
+            public_url: &config.public_url,
+            target,
+        };
+        key::of(&parts, &self.headers, if self.is_strict { &[] } else { &KEYED })
+    }
+
     pub(crate) fn has_credential(&self) -> bool {
         !matches!(self.context.identity().credential, Credential::None)
             || self.headers.contains_key(AUTHORIZATION)
@@ -270,11 +284,12 @@ impl Cache {
             &parts.headers,
             if self.is_strict { &[] } else { &KEYED },
         );
-        let ask = if present.has(Present::CACHE) || present.has(Present::OURS) {
+        let mut ask = if present.has(Present::CACHE) || present.has(Present::OURS) {
             Ask::of(&parts.headers, settings.cache.honour_request_cc)
         } else {
             Ask::default()
         };
+        ask.is_incremental = !self.is_strict && is_incremental(target.query());
         Ok(Read {
             context,
             partition,
@@ -447,32 +462,40 @@ async fn forward(
     if found.entry.is_some() || found.is_refused {
         return fetch(cache, upstream, read, &found).await;
     }
-    if cache.may_restore(&read)
-        && let Some(entry) = cache.restore(&read).await
-    {
+    let restored = if cache.may_restore(&read) {
+        let restored = cache.restore(&read);
+        timeout_at(read.context.deadline, restored).await.unwrap_or(Err(Unread))
+    } else {
+        Ok(None)
+    };
+    if cache.may_restore(&read) && cache.is_refused(&read) {
+        // The refusal came while the disk was read.
+        found = Found { entry: None, forward: Forward::Bypass, is_refused: true };
+    } else if let Ok(Some(entry)) = &restored {
         let now = cache.now();
-        match cache.use_of(&read, &entry, &now) {
-            Use::Fresh => return Ok(cache.fresh(&read, &entry, &now)),
-            Use::Tolerated if cache.may_stand_in(&read, &entry, Why::TOLERATED, &now).is_ok() => {
-                return Ok(cache.stale(&read, &entry, Why::TOLERATED, &now));
+        match cache.use_of(&read, entry, &now) {
+            Use::Fresh => return Ok(cache.fresh(&read, entry, &now)),
+            Use::Tolerated if cache.may_stand_in(&read, entry, Why::TOLERATED, &now).is_ok() => {
+                return Ok(cache.stale(&read, entry, Why::TOLERATED, &now));
             }
             Use::Tolerated | Use::WhileRevalidating => found.forward = Forward::Stale,
             Use::Revalidate(forward) => found.forward = forward,
         }
-        found.entry = Some(entry);
+        found.entry = Some(entry.clone());
     }
     if read.ask.directives.only_if_cached {
         return Ok(cache.not_cached(&read));
     }
     let was_opening = cache.is_opening();
     let result = fetch(cache.clone(), upstream, read.clone(), &found).await;
-    if !was_opening || !is_outage(&result) {
+    if !(was_opening || restored.is_err()) || !is_outage(&result) {
         return result;
     }
     // The start of the process: what it knew is better than an error, and there in a moment.
     cache.opened(read.context.deadline).await;
-    found.entry = cache.restore(&read).await;
-    Ok(match cache.stand_in_for(&read, &found, &result) {
+    found.entry = cache.restore(&read).await.unwrap_or_default();
+    let why = Why::of(&result);
+    Ok(match cache.stand_in(&read, &found, why, &cache.now()).await {
         Some(response) => response,
         None => return result,
     })
@@ -537,12 +560,12 @@ async fn fetch(
     };
     let mut fill = Fill::new(super::fetch::run(cache.clone(), upstream, errand(landing)), &cache.tasks);
     match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
-        Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, found, outcome, false),
-        Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, found, response)),
+        Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, found, outcome, false).await,
+        Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, found, response).await),
         Waited::Done(Led::Flowing(flowing)) => Ok(cache.flowing(&read, found, *flowing)),
         Waited::Impatient | Waited::Lock | Waited::Over => match copy.filter(|_| !cache.is_refused(&read)) {
             Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
-            None => cache.conclude(&read, found, Outcome::Failed(ProxyError::HeadTimeout), false),
+            None => cache.conclude(&read, found, Outcome::Failed(ProxyError::HeadTimeout), false).await,
         },
     }
 }
@@ -564,7 +587,7 @@ async fn join(
     loop {
         let end = match cache.wait(&mut landed, read, copy.is_some(), arrived, is_joined).await {
             Waited::Done(Outcome::Alone) => return None,
-            Waited::Done(outcome) => cache.conclude(read, found, outcome, true),
+            Waited::Done(outcome) => cache.conclude(read, found, outcome, true).await,
             Waited::Lock => match copy.filter(|_| !cache.is_refused(read)) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::REVALIDATING, &cache.now())),
                 None if flight.may_leave() => return None,
@@ -575,7 +598,7 @@ async fn join(
             },
             Waited::Impatient | Waited::Over => match copy.filter(|_| !cache.is_refused(read)) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::TOO_SLOW, &cache.now())),
-                None => cache.conclude(read, found, Outcome::Failed(ProxyError::HeadTimeout), true),
+                None => cache.conclude(read, found, Outcome::Failed(ProxyError::HeadTimeout), true).await,
             },
         };
         return Some(end);

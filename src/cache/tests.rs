@@ -1,3 +1,6 @@
+mod disk;
+mod objects;
+
 use super::*;
 use crate::config::Snapshot;
 use crate::context::{Credential, Identity, Lane, Pending, RequestContext, Upstream, UpstreamRequest};
@@ -216,7 +219,30 @@ fn world() -> World {
     world_with(|_| {}, |_| {})
 }
 
+/// A world with a second tier in that folder, which is open.
+async fn world_on(dir: &std::path::Path) -> World {
+    let options = DiskOptions {
+        dir: dir.join("cache"),
+        max: 64 << 20,
+        reserve: 0,
+        keys: Arc::new(crate::store::Keys::from_bytes([1; 32], [2; 32])),
+        io: Arc::new(crate::store::RealIo),
+    };
+    let tier = tokio::task::spawn_blocking(move || Tier::open(options)).await.unwrap();
+    let world = world_of(|_| {}, |_| {}, Some(tier));
+    world.cache.disk.as_ref().unwrap().loaded().await;
+    world
+}
+
 fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePolicy)) -> World {
+    world_of(change, change_route, None)
+}
+
+fn world_of(
+    change: impl Fn(&mut Settings),
+    change_route: impl Fn(&mut RoutePolicy),
+    tier: Option<Tier>,
+) -> World {
     let mut settings = Settings::default();
     change(&mut settings);
     let mut rows = built_in();
@@ -231,7 +257,7 @@ fn world_with(change: impl Fn(&mut Settings), change_route: impl Fn(&mut RoutePo
         tasks.clone(),
         facts.clone(),
         facts.clone(),
-        None,
+        tier,
     );
     let snapshot = Arc::new(Snapshot {
         settings,
@@ -864,6 +890,40 @@ async fn a_copy_too_old_does_not_stand_in() {
     secs(1).await;
     assert!(matches!(world.get("/shipments").try_send().await, Err(ProxyError::BreakerOpen { .. })));
     assert_eq!(world.cache.stats().refused, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_incremental_sync_is_never_answered_with_old_data() {
+    let sync = "/shipments?sort=updated_at&f.updated_at.gt=2026-05-01T00:00:00Z";
+    let stretched = [("cache-control", "max-age=1, stale-while-revalidate=60")];
+    for (case, (copy, step)) in [
+        (ok(&[], "old"), breaker_open()),
+        (ok(&[], "old"), Step::Fail(ProxyError::Connect("refused".into()))),
+        (ok(&[], "old"), Step::Cut),
+        (ok(&[], "old"), answer(503, &[("retry-after", "9")], "no")),
+        (ok(&[], "old"), answer(429, &[], "no")),
+        (ok(&stretched, "old"), breaker_open()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let world = world();
+        world.plan([copy.clone(), step.clone(), copy, step]);
+        world.get(sync).send().await;
+        secs(5).await;
+        let got = world.get(sync).with("cache-control", "max-stale").try_send().await;
+        assert!(got.is_err() || got.is_ok_and(|got| got.status.as_u16() >= 429), "case {case}");
+        assert_eq!((world.asked(), world.cache.stats().stale_served), (2, 0), "case {case}");
+        // Beside it, who just looks is served.
+        world.get("/shipments?sort=updated_at").send().await;
+        secs(5).await;
+        assert_eq!(world.get("/shipments?sort=updated_at").send().await.header("seawall-source"), "stale");
+    }
+    // What is fresh is not old.
+    let world = world();
+    world.plan([ok(&[("cache-control", "max-age=60")], "new")]);
+    world.get(sync).send().await;
+    assert_eq!(world.get(sync).send().await.header("seawall-source"), "cache");
 }
 
 #[tokio::test(start_paused = true)]

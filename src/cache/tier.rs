@@ -9,7 +9,7 @@ use super::disk::{Disk, DiskOptions, Listed, Restored, Which};
 use super::entry::{About, Asked, Confirmed, Entry};
 use super::invalidate::Marks;
 use super::key::Key;
-use super::ledger::{Fact, Found, Ledger};
+use super::ledger::{Found, Ledger};
 use super::refusals::Refusals;
 use super::service::Read;
 use crate::clock::Clock;
@@ -22,7 +22,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// What outlives the process: the copies on disk, and who may see them.
 pub struct Tier {
@@ -48,8 +48,17 @@ pub(crate) struct Opened {
     pub(crate) refusals: Refusals,
 }
 
+/// It is not known what the disk has: it takes too long to answer, or copies were deleted meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unread;
+
 /// How long a request that would fail waits for the disk to be opened.
 const OPENING: Duration = Duration::from_secs(5);
+
+/// How long a purge waits for the disk.
+const PURGING: Duration = Duration::from_secs(30);
+/// How long a request that may well be answered without it waits for the disk to be read.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Begins to open the disk.
 pub(crate) fn start(tier: Option<Tier>, clock: Clock, metrics: &Metrics, tasks: &Tasks) -> Opened {
@@ -157,30 +166,54 @@ impl Cache {
         }
     }
 
-    /// Brings the variants of a key back to memory; gives the one that this request selects.
-    pub(crate) async fn restore(&self, read: &Read) -> Option<Arc<Entry>> {
-        let disk = self.disk.as_ref()?;
+    /// Brings the variants of a read's key back to memory; gives the one that this request selects.
+    pub(crate) async fn restore(&self, read: &Read) -> Result<Option<Arc<Entry>>, Unread> {
+        let until = Instant::now() + PATIENCE;
+        self.restore_of(&read.key, &Arc::new(read.about()), read.asked(), until).await
+    }
+
+    /// Brings the variants of a key back to memory; gives the one that a request with these fields selects.
+    pub(crate) async fn restore_of(
+        &self,
+        key: &Key,
+        about: &Arc<About>,
+        asked: Asked<'_>,
+        until: Instant,
+    ) -> Result<Option<Arc<Entry>>, Unread> {
+        let Some(disk) = self.disk.as_ref().filter(|disk| disk.may_have(key)) else { return Ok(None) };
         let purges = self.purges.load(Ordering::Acquire);
-        let mut selected = None;
-        for restored in disk.find(&read.key).await {
-            if self.purges.load(Ordering::Acquire) != purges {
-                return None;
-            }
-            let entry = Arc::new(self.revived(read, &restored));
-            let asked = Asked { headers: &restored.selecting, forwarded: None };
-            self.refusals.keeps(read.partition);
+        let found = timeout_at(until, disk.find(key)).await.map_err(|_| Unread)?;
+        // Another who waited for the same, or the upstream, was quicker.
+        let present = self.memory.peek(key);
+        let mut selected = present.and_then(|all| all.iter().find(|one| one.is_selected_by(asked)).cloned());
+        if selected.is_some() {
+            return Ok(selected);
+        }
+        for restored in found.iter() {
+            let entry = Arc::new(self.revived(about, restored));
+            let selecting = Asked { headers: &restored.selecting, forwarded: None };
+            self.refusals.keeps(about.partition);
             // What came from upstream meanwhile is newer, and stays.
-            self.memory.put(read.key, entry.clone(), asked);
-            if entry.is_selected_by(read.asked()) {
+            self.memory.put(*key, entry.clone(), selecting);
+            // Asked when it is there: who forgets it from now on finds it.
+            let was_purged = self.purges.load(Ordering::Acquire) != purges;
+            if was_purged || !disk.holds(restored) {
+                self.memory.remove(key, &entry);
+                if was_purged {
+                    return Err(Unread);
+                }
+                continue;
+            }
+            if entry.is_selected_by(asked) {
                 selected = Some(entry);
             }
         }
         let (keys, bytes) = self.memory.size();
         self.counters.size(keys, bytes);
-        selected
+        Ok(selected)
     }
 
-    fn revived(&self, read: &Read, restored: &Restored) -> Entry {
+    fn revived(&self, about: &Arc<About>, restored: &Restored) -> Entry {
         let now = Instant::now();
         self.newest.fetch_max(restored.at.as_second(), Ordering::Relaxed);
         Entry::new(
@@ -190,9 +223,9 @@ impl Cache {
             restored.facts.clone(),
             Confirmed { at: restored.at, monotonic: now },
             self.started,
-            restored.began,
-            self.names(read),
-            Arc::new(read.about()),
+            if restored.is_own { restored.began } else { self.marks.foreign(restored.began) },
+            self.marks.names(about.partition, &about.path, about.tag()),
+            about.clone(),
             Asked { headers: &restored.selecting, forwarded: None },
         )
     }
@@ -219,28 +252,26 @@ impl Cache {
                 if status == StatusCode::FORBIDDEN && key.is_none() {
                     return;
                 }
-                let fact = self.refusals.refuse(partition, token, key, Instant::now());
-                if let (Some(fact), Some(ledger)) = (fact, &self.ledger) {
-                    ledger.record(fact).await;
+                let tell = |fact| self.ledger.as_ref().map(|ledger| ledger.push(fact));
+                let number = self.refusals.refuse(partition, token, key, Instant::now(), tell).flatten();
+                if let (Some(number), Some(ledger)) = (number, &self.ledger) {
+                    ledger.written(number).await;
                 }
             }
             200..=299 | 304 => {
-                let has_ended = self.refusals.clear(partition, || token, key, asked_at);
+                let note = |fact| {
+                    if let Some(ledger) = &self.ledger {
+                        ledger.note(fact);
+                    }
+                };
+                self.refusals.clear(partition, || token, key, asked_at, note);
                 let fact = if self.refusals.is_shut_out(partition, token) {
                     None
                 } else {
                     self.refusals.succeeded(partition, token, self.clock.now().as_second())
                 };
-                if let Some(ledger) = &self.ledger {
-                    if has_ended {
-                        ledger.note(Fact::Cleared { partition, token, key: None });
-                        if let Some(key) = key {
-                            ledger.note(Fact::Cleared { partition, token, key: Some(*key) });
-                        }
-                    }
-                    if let Some(fact) = fact {
-                        ledger.note(fact);
-                    }
+                if let Some(fact) = fact {
+                    note(fact);
                 }
             }
             _ => {}
@@ -248,7 +279,8 @@ impl Cache {
     }
 
     /// Deletes copies, or marks them out of date (`is_soft`). What is deleted is off the disk when this ends; a fill
-    /// that was under way is not kept. With `is_dry` nothing happens but the count.
+    /// that was under way is not kept. With `is_dry` nothing happens but the count. An error is the disk's: memory is
+    /// rid of them all the same.
     pub async fn purge(&self, which: &Which, is_soft: bool, is_dry: bool) -> Result<Purged, String> {
         if !is_dry && !is_soft {
             // First of all: what is being fetched or read must not bring back what is being deleted.
@@ -256,13 +288,25 @@ impl Cache {
         }
         let meant: Vec<(Key, Arc<Entry>)> =
             self.memory.entries().filter(|(key, entry)| which.means_entry(key, entry)).collect();
-        let on_disk: Vec<Listed> = match &self.disk {
-            Some(disk) => match disk.purge(which.clone(), is_dry || is_soft).await {
+        if !is_dry && !is_soft {
+            // Whatever becomes of the disk.
+            for (key, entry) in &meant {
+                self.memory.remove(key, entry);
+            }
+            if *which == Which::All {
+                self.memory.clear();
+            }
+        }
+        let on_disk = match &self.disk {
+            Some(disk) => match timeout(PURGING, disk.purge(which.clone(), is_dry || is_soft)).await {
                 Ok(listed) => listed,
-                Err(_) if is_dry || is_soft => Vec::new(),
-                Err(error) => return Err(error),
+                Err(_) => Err("the cache's disk does not answer; what is in memory is deleted".to_owned()),
             },
-            None => Vec::new(),
+            None => Ok(Vec::new()),
+        };
+        let (on_disk, failed) = match on_disk {
+            Ok(listed) => (listed, None),
+            Err(error) => (Vec::new(), (!is_dry && !is_soft).then_some(error)),
         };
         let purged = Purged { memory: meant.len(), disk: on_disk.len() };
         if is_dry {
@@ -278,9 +322,6 @@ impl Cache {
                 self.marks.path(partition, path);
             }
         } else {
-            for (key, entry) in &meant {
-                self.memory.remove(key, entry);
-            }
             // What came back from disk between the two looks.
             let late: Vec<_> =
                 self.memory.entries().filter(|(key, entry)| which.means_entry(key, entry)).collect();
@@ -290,8 +331,20 @@ impl Cache {
             if *which == Which::All {
                 self.memory.clear();
             }
+            match which {
+                Which::Path(path) => self.marks.purged(None, path).await,
+                Which::Id(_) => {
+                    let paths = meant.iter().map(|(_, entry)| (entry.about.partition, &*entry.about.path));
+                    let paths = paths.chain(on_disk.iter().map(|listed| (listed.partition, &*listed.path)));
+                    if let Some((partition, path)) = paths.last() {
+                        self.marks.purged(Some(partition), path).await;
+                    }
+                }
+                // Pages go along with these, or are not what is meant.
+                Which::Tag(_) | Which::Partition(_) | Which::All | Which::Prefix(_) => {}
+            }
         }
-        Ok(purged)
+        failed.map_or(Ok(purged), Err)
     }
 
     /// Waits until what was kept so far is on disk.

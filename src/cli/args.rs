@@ -76,6 +76,9 @@ pub enum Command {
     /// Look at queued writes, cancel one, or settle one whose outcome is unknown.
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Check, back up or restore the folder of queued writes.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Ask whether a Seawall lives or can take traffic; for container health checks.
     #[command(subcommand)]
     Health(HealthCommand),
@@ -278,6 +281,30 @@ pub enum QueueCommand {
         #[arg(long)]
         reason: String,
     },
+    /// Keep a write that waits from being sent.
+    Hold {
+        /// Its ticket.
+        id: String,
+        /// Why.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Let a held write be sent, or those that wait behind a dead or unknown one.
+    Release {
+        /// Its ticket.
+        id: String,
+        /// Why.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Send a dead or expired write after all.
+    Retry {
+        /// Its ticket.
+        id: String,
+        /// Why.
+        #[arg(long)]
+        reason: String,
+    },
     /// Settle a write whose outcome is unknown.
     Resolve {
         /// Its ticket.
@@ -291,6 +318,62 @@ pub enum QueueCommand {
         /// How this was found out.
         #[arg(long)]
         reason: String,
+    },
+}
+
+/// `seawall store …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum StoreCommand {
+    /// Check that all that is stored can be read and holds together; exit code 1 when something is wrong.
+    ///
+    /// Changes nothing. While Seawall runs, it is asked by its admin API; else a copy of the database is looked at.
+    Verify {
+        /// A data folder or a backup [default: the data folder of the configuration].
+        dir: Option<PathBuf>,
+        /// Where the copy goes meanwhile [default: the system's folder for temporary files].
+        #[arg(long, value_name = "DIR")]
+        scratch: Option<PathBuf>,
+        /// Names the data folder and the key.
+        #[command(flatten)]
+        source: ConfigArgs,
+    },
+    /// Write a consistent copy of all queued writes into a new folder.
+    ///
+    /// While Seawall runs, it makes the backup itself, and the path is one that it can write to.
+    Backup {
+        /// The folder to make; nothing may be there.
+        dir: PathBuf,
+        /// Copy the file of generated secrets too. Whoever has the backup can then read all of it.
+        #[arg(long)]
+        with_secret: bool,
+        /// Where a copy of the database goes meanwhile, when Seawall does not run [default: the system's folder for
+        /// temporary files].
+        #[arg(long, value_name = "DIR")]
+        scratch: Option<PathBuf>,
+        /// Names the data folder and the key.
+        #[command(flatten)]
+        source: ConfigArgs,
+    },
+    /// Put a backup into the place of the queue, while Seawall is stopped.
+    ///
+    /// Nothing that was unsettled when the backup was made is sent before a person has decided, since it may have been
+    /// sent after that: what could take effect twice becomes unknown, all else is held.
+    Restore {
+        /// The backup.
+        dir: PathBuf,
+        /// Keep the queue that is there, under another name.
+        #[arg(long)]
+        set_aside: bool,
+        /// Restore although some of what is in the backup was damaged when it was made.
+        #[arg(long)]
+        despite_problems: bool,
+        /// Restore although the secret for HMACs is not the one that was in use: callers will not be recognised as the
+        /// owners of their tickets, nor their repeats as repeats.
+        #[arg(long)]
+        despite_other_secret: bool,
+        /// Names the data folder and the key.
+        #[command(flatten)]
+        source: ConfigArgs,
     },
 }
 

@@ -23,8 +23,18 @@ pub(super) struct Admin {
 }
 
 /// Asks each admin API in turn and shows each answer. Fails when one fails, after all were asked.
-#[expect(clippy::needless_pass_by_value, reason = "closures are written at the call")]
 pub(super) fn each(
+    operator: &Operator,
+    ask: impl AsyncFn(&Admin) -> anyhow::Result<Value>,
+    show: impl Fn(&Value) -> String,
+) -> Exit {
+    each_within(Duration::from_secs(30), operator, ask, show)
+}
+
+/// [`each`] with a time for each answer of its own.
+#[expect(clippy::needless_pass_by_value, reason = "closures are written at the call")]
+pub(super) fn each_within(
+    limit: Duration,
     operator: &Operator,
     ask: impl AsyncFn(&Admin) -> anyhow::Result<Value>,
     show: impl Fn(&Value) -> String,
@@ -38,9 +48,9 @@ pub(super) fn each(
     for base in &bases {
         let result = runtime.block_on(async {
             let admin = Admin::new(base, operator)?;
-            tokio::time::timeout(Duration::from_secs(30), ask(&admin))
+            tokio::time::timeout(limit, ask(&admin))
                 .await
-                .unwrap_or_else(|_| Err(anyhow!("no answer within 30 s")))
+                .unwrap_or_else(|_| Err(anyhow!("no answer within {} s", limit.as_secs())))
         });
         match result {
             Ok(value) => {

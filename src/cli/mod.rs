@@ -13,12 +13,14 @@ mod config;
 mod demo;
 mod health;
 mod man;
+mod notify;
 mod output;
 mod queue;
 mod serve;
 #[cfg(feature = "simulator")]
 mod simulate;
 mod status;
+mod store;
 
 pub use args::{Cli, Command};
 use std::process::ExitCode;
@@ -49,6 +51,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Breaker(command) => breaker::run(&cli.operator, &command),
         Command::Cache(command) => cache::run(&cli.operator, &command),
         Command::Queue(command) => queue::run(&cli.operator, &command),
+        Command::Store(command) => store::run(&cli.operator, &command),
         Command::Health(command) => health::run(&cli.operator, command),
         Command::Config(command) => config::run(&cli.operator, &command),
         Command::Completions(args) => args.print(),

@@ -28,6 +28,24 @@ pub(super) fn run(operator: &Operator, command: &QueueCommand) -> Exit {
             let body = json!({ "reason": reason, "actor": actor() });
             post(operator, id, "cancel", &body, "Cancel this write?")
         }
+        QueueCommand::Hold { id, reason } => {
+            let body = json!({ "reason": reason, "actor": actor() });
+            post(operator, id, "hold", &body, "Keep this write back?")
+        }
+        QueueCommand::Release { id, reason } => {
+            let body = json!({ "reason": reason, "actor": actor() });
+            post(
+                operator,
+                id,
+                "release",
+                &body,
+                "Let this write go on? If Flexport holds a newer value, it is overwritten.",
+            )
+        }
+        QueueCommand::Retry { id, reason } => {
+            let body = json!({ "reason": reason, "actor": actor() });
+            post(operator, id, "retry", &body, "Send this write again?")
+        }
         QueueCommand::Resolve { id, verdict, result_id, reason } => {
             if result_id.is_some() && *verdict != Verdict::Applied {
                 return Exit::Usage("--result-id goes with --as applied".to_owned());
@@ -71,7 +89,11 @@ fn list(value: &Value) -> String {
         .map(|write| {
             vec![
                 text(&write["write_id"]),
-                text(&write["state"]),
+                if write["is_held"] == true {
+                    format!("{} (held)", text(&write["state"]))
+                } else {
+                    text(&write["state"])
+                },
                 text(&write["route"]),
                 text(&write["path"]),
                 text(&write["attempts"]),

@@ -2,6 +2,7 @@
 
 use super::Exit;
 use super::args::ConfigArgs;
+use super::notify::notify;
 use crate::app::{App, StartError};
 use crate::config::{Live, LoadArgs};
 use crate::telemetry;
@@ -64,6 +65,7 @@ async fn serve(live: Arc<Live>) -> Exit {
         Err(StartError::Config(problem)) => return Exit::Config(problem),
         Err(StartError::Failed(problem)) => return Exit::Failed(anyhow::anyhow!(problem)),
     };
+    notify("READY=1\n");
     loop {
         tokio::select! {
             () = stop.next() => break,
@@ -73,6 +75,7 @@ async fn serve(live: Arc<Live>) -> Exit {
             }
         }
     }
+    notify("STOPPING=1\n");
     let second = async move {
         stop.next().await;
     };

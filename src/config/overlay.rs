@@ -46,16 +46,14 @@ impl Node {
         Self { origin: Origin::Default, content: Content::Table(BTreeMap::new()) }
     }
 
-    /// Puts a value in, with the tables around it.
+    /// Puts a value in, with the tables around it. Where the file has something else than a table, that stays, for
+    /// [`settle`] to refuse at its place.
     fn put(&mut self, path: &[&str], node: Node) {
         let Some((name, rest)) = path.split_first() else {
             *self = node;
             return;
         };
         let origin = node.origin.clone();
-        if !matches!(self.content, Content::Table(_)) {
-            self.content = Content::Table(BTreeMap::new());
-        }
         if let Content::Table(entries) = &mut self.content {
             let entry = entries.entry((*name).to_owned()).or_insert_with(|| Entry {
                 name_at: origin.clone(),

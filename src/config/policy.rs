@@ -11,6 +11,7 @@ pub(super) fn table(settings: &Settings) -> RouteTable {
     for row in &mut rows {
         if let Some(cache) = &mut row.cache {
             cache.max_stale = *settings.cache.max_stale;
+            cache.object_fallback &= settings.cache.object_fallback;
         }
         if let Some(route) = settings.routes.iter().find(|route| is_of(route, row)) {
             apply(route, row);
@@ -43,6 +44,9 @@ fn apply(route: &Route, row: &mut RoutePolicy) {
         if let Some(is_set) = route.override_revalidation {
             cache.overrides_revalidation = is_set;
         }
+        if let Some(is_set) = route.object_fallback {
+            cache.object_fallback = is_set;
+        }
     }
     if route.cache == Some(false) {
         row.cache = None;
@@ -74,8 +78,12 @@ fn strict(row: &mut RoutePolicy, max_stale: Duration) {
         max_stale,
         overrides_revalidation: false,
         tag: row.template.rsplit('/').next().unwrap_or_default().to_owned(),
+        holds_objects: false,
+        object_fallback: false,
     });
     cache.ttl = Duration::ZERO;
     cache.overrides_revalidation = false;
+    cache.holds_objects = false;
+    cache.object_fallback = false;
     row.queue.class = None;
 }

@@ -270,6 +270,8 @@ pub struct Route {
     pub cache: Option<bool>,
     /// Whether a copy is served in an outage against `must-revalidate` and the like.
     pub override_revalidation: Option<bool>,
+    /// Whether an object without a copy is served out of a page of its collection in an outage.
+    pub object_fallback: Option<bool>,
     /// `never`, or `default`.
     pub queue: Option<QueueChoice>,
     /// Longest body that is queued, in bytes.
@@ -396,6 +398,8 @@ pub struct Cache {
     pub disk_max: Size,
     /// How long after its own last success a token is served stale copies.
     pub stale_auth_window: Span,
+    /// Whether an object without a copy is served out of a page of its collection in an outage.
+    pub object_fallback: bool,
 }
 
 /// `[queue]`
@@ -671,6 +675,7 @@ impl Default for Cache {
             disk: true,
             disk_max: Size(1024 * MIB),
             stale_auth_window: secs(24 * 3600),
+            object_fallback: true,
         }
     }
 }

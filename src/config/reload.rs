@@ -8,7 +8,7 @@
 
 use super::diagnose::{Diagnostics, Origin, Origins, Problem};
 use super::load::{self, LoadArgs};
-use super::resolve::{self, Raw};
+use super::resolve::{self, Raw, StoreKey};
 use super::{Settings, Snapshot};
 use crate::clock::Clock;
 use arc_swap::ArcSwap;
@@ -174,10 +174,19 @@ impl Live {
     }
 
     /// Reads all sources again. When anything is wrong, nothing changes. Reads files and blocks for as long.
-    pub fn reload(&self, trigger: Trigger) -> Result<ReloadReport, Diagnostics> {
-        let result = self.replace();
+    ///
+    /// `then` sees what came of it and the snapshot that is in use now, before another reload can begin: what is given
+    /// on there is never older than the snapshot.
+    pub fn reload(
+        &self,
+        trigger: Trigger,
+        then: impl FnOnce(&Result<ReloadReport, Diagnostics>, &Snapshot),
+    ) -> Result<ReloadReport, Diagnostics> {
+        let mut watched = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.replace(&mut watched);
         let last = LastReload { at: Clock::system().now(), trigger, result: result.clone() };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        then(&result, &self.current());
         result
     }
 
@@ -199,12 +208,11 @@ impl Live {
         *self.log.lock().unwrap_or_else(PoisonError::into_inner) = filter;
     }
 
-    fn replace(&self) -> Result<ReloadReport, Diagnostics> {
+    fn replace(&self, watched: &mut Watched) -> Result<ReloadReport, Diagnostics> {
         let Some(args) = &self.args else {
             let message = "this configuration was made in code; there is no file to reload".to_owned();
             return Err(Diagnostics::new(vec![Problem::at(Origin::Default, "", message)]));
         };
-        let mut watched = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.current();
         // Stamped before they are read: a change in between is seen as one.
         watched.read = stamps(watched.read.iter().map(|(path, _)| path));
@@ -298,6 +306,7 @@ fn keep_running(
 ) -> Result<(Snapshot, Vec<String>), Diagnostics> {
     let mut origins = Origins::clone(&loaded.origins);
     let (settings, mut kept) = pin(&loaded.settings, old, &mut origins);
+    let is_key_another = loaded.store_key != old.store_key;
     let mut next = if kept.is_empty() {
         loaded
     } else {
@@ -308,14 +317,13 @@ fn keep_running(
             warnings: Vec::new(),
             problems: Vec::new(),
         };
-        resolve::build(raw, &args.env).map_err(|diagnostics| explain(&diagnostics, &kept))?
+        resolve::build_with(raw, &args.env, StoreKey::InUse(old.store_key.as_ref()))
+            .map_err(|diagnostics| explain(&diagnostics, &kept))?
     };
-    if next.store_key != old.store_key {
-        next.store_key.clone_from(&old.store_key);
-        let key = if old.settings.store.key_env.is_empty() { "store.key_file" } else { "store.key_env" };
-        if !kept.iter().any(|kept| kept == key) {
-            kept.push(key.to_owned());
-        }
+    next.store_key.clone_from(&old.store_key);
+    if is_key_another && !kept.iter().any(|key| key.starts_with("store.key_")) {
+        let is_file = old.settings.store.key_env.is_empty();
+        kept.push(if is_file { "store.key_file" } else { "store.key_env" }.to_owned());
     }
     // The bound port, too.
     next.public_url = old.public_url.clone();

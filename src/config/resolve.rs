@@ -38,8 +38,26 @@ pub(super) struct Raw {
     pub(super) problems: Vec<Problem>,
 }
 
+/// Where the store's key comes from.
+#[derive(Clone, Copy)]
+pub(super) enum StoreKey<'a> {
+    /// Read as the settings say.
+    Read,
+    /// In use already, and not read again: its file may be gone by now.
+    InUse(Option<&'a Secret>),
+}
+
 /// Makes the snapshot, or names all that is wrong.
 pub(super) fn build(raw: Raw, env: &BTreeMap<String, String>) -> Result<Snapshot, Diagnostics> {
+    build_with(raw, env, StoreKey::Read)
+}
+
+/// The same with a word on the store's key.
+pub(super) fn build_with(
+    raw: Raw,
+    env: &BTreeMap<String, String>,
+    key: StoreKey<'_>,
+) -> Result<Snapshot, Diagnostics> {
     let Raw { settings, origins, source, mut warnings, problems } = raw;
     let mut checker = Checker::new(&origins, &problems);
     validate::check(&settings, &mut checker);
@@ -52,7 +70,10 @@ pub(super) fn build(raw: Raw, env: &BTreeMap<String, String>) -> Result<Snapshot
         warn_if_short("admin", token, &mut checker);
     }
     let store = &settings.store;
-    let store_key = reader.secret("store", "key", &store.key_file, &store.key_env, &mut checker);
+    let store_key = match key {
+        StoreKey::InUse(key) => key.cloned(),
+        StoreKey::Read => reader.secret("store", "key", &store.key_file, &store.key_env, &mut checker),
+    };
     if store_key.as_ref().is_some_and(|key| key.expose().len() < GOOD_KEY) {
         let what = format!(
             "the key is shorter than {GOOD_KEY} characters; make one with `openssl rand -base64 {GOOD_KEY}`"

@@ -144,6 +144,7 @@ const ROUTE: &[Field] = &[
     ("max_stale", Leaf(Span)),
     ("cache", Leaf(Bool)),
     ("override_revalidation", Leaf(Bool)),
+    ("object_fallback", Leaf(Bool)),
     ("queue", Leaf(Choice(&["never", "default"]))),
     ("queue_max_body", Leaf(Size)),
     ("trust_503", Leaf(Bool)),
@@ -183,6 +184,7 @@ const CACHE: &[Field] = &[
     ("disk", Leaf(Bool)),
     ("disk_max", Leaf(Size)),
     ("stale_auth_window", Leaf(Span)),
+    ("object_fallback", Leaf(Bool)),
 ];
 
 const QUEUE: &[Field] = &[
@@ -328,6 +330,7 @@ mod tests {
             max_stale: Some(span),
             cache: Some(true),
             override_revalidation: Some(true),
+            object_fallback: Some(true),
             queue: Some(raw::QueueChoice::Never),
             queue_max_body: Some(raw::Size(0)),
             trust_503: Some(true),

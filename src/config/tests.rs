@@ -52,6 +52,10 @@ fn problems(text: &str) -> Vec<String> {
     Folder::new().problems(text, &[], &[])
 }
 
+fn reload(live: &Live, trigger: Trigger) -> Result<ReloadReport, Diagnostics> {
+    live.reload(trigger, |_, _| {})
+}
+
 #[test]
 fn the_shipped_file_equals_the_defaults_and_has_every_key() {
     let folder = Folder::new();
@@ -251,6 +255,17 @@ fn environment_and_command_line_lie_over_the_file() {
     assert_eq!(snapshot.origin_of("queue.max_age"), Origin::Default);
     let shipments = snapshot.routes.find(&http::Method::GET, "/shipments");
     assert_eq!(shipments.cache.as_ref().unwrap().max_stale, *settings.cache.max_stale);
+}
+
+#[test]
+fn what_has_the_wrong_shape_in_the_file_is_told_when_a_layer_over_it_sets_something_there_too() {
+    let problem = |text, env: &[(&str, &str)], sets: &[&str]| Folder::new().problems(text, env, sets);
+    let list = "[[upstream]]\nbase_url = \"https://api.example\"\n";
+    let expected = ["DIR/proxy.toml:1:1: `upstream`: expected a section such as `[upstream]`, found a list"];
+    assert_eq!(problem(list, &[("SEAWALL__UPSTREAM__MAX_IDLE", "3")], &[]), expected);
+    assert_eq!(problem(list, &[], &["upstream.tls.min_version=1.3"]), expected);
+    let expected = ["DIR/proxy.toml:1:9: `queue`: expected a section such as `[queue]`, found true"];
+    assert_eq!(problem("queue = true", &[("SEAWALL__QUEUE__ENABLED", "false")], &[]), expected);
 }
 
 #[test]
@@ -600,7 +615,7 @@ fn a_reload_is_all_or_nothing() {
     folder.args(&format!("cache.max_stale = \"2h\"\nlimiter.max = 0\n{alias}"), &[], &[]);
     assert!(!live.is_outdated(), "what may still be written is not read");
     assert!(live.is_outdated());
-    let error = live.reload(Trigger::Api).unwrap_err().to_string();
+    let error = reload(&live, Trigger::Api).unwrap_err().to_string();
     assert!(error.ends_with("proxy.toml:2:15: `limiter.max`: must be at least 1"), "{error}");
     assert_eq!(live.current().settings.cache.max_stale.to_string(), "1h");
     assert_eq!((live.current().generation, *told.borrow()), (1, 1));
@@ -609,7 +624,7 @@ fn a_reload_is_all_or_nothing() {
     folder.write("flexport", "another-token-of-a-test\n");
     folder.args(&format!("cache.max_stale = \"2h\"\nlimiter.max = 64\n{alias}"), &[], &[]);
     let before = live.current();
-    let report = live.reload(Trigger::Api).unwrap();
+    let report = reload(&live, Trigger::Api).unwrap();
     assert_eq!(report.generation, 2);
     assert_eq!(report.needs_restart, ["limiter.max"]);
     assert_eq!(report.changed, ["cache.max_stale", "credentials.alias.main.token_file"]);
@@ -621,6 +636,34 @@ fn a_reload_is_all_or_nothing() {
     assert_eq!((before.generation, *told.borrow()), (1, 2));
     let shipments = now.routes.find(&http::Method::GET, "/shipments");
     assert_eq!(shipments.cache.as_ref().unwrap().max_stale.as_secs(), 7200);
+}
+
+#[test]
+fn a_key_file_that_moves_needs_a_restart_and_hinders_no_reload_until_then() {
+    let folder = Folder::new();
+    for name in ["old", "new"] {
+        folder.write(name, &format!("{name}-key-of-the-store-with-enough-characters"));
+    }
+    let live = Live::load(folder.args("store.key_file = \"DIR/old\"", &[], &[])).unwrap();
+    let key = live.current().store_key.clone();
+    folder.args("store.key_file = \"DIR/new\"\ncache.max_stale = \"2h\"", &[], &[]);
+    std::fs::remove_file(folder.path("old")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(reload(&live, Trigger::Api).unwrap().needs_restart, ["store.key_file"]);
+    }
+    let now = live.current();
+    assert_eq!(now.settings.cache.max_stale.to_string(), "2h");
+    assert_eq!(now.settings.store.key_file, folder.path("old"), "what is in force");
+    assert!(now.store_key == key);
+
+    // Another key at the same place.
+    let live = Live::load(folder.args("store.key_file = \"DIR/new\"", &[], &[])).unwrap();
+    let key = live.current().store_key.clone();
+    folder.write("new", "another-key-of-the-store-with-enough-characters");
+    assert_eq!(reload(&live, Trigger::Api).unwrap().needs_restart, ["store.key_file"]);
+    folder.args("store.key_file = \"DIR/new\"\nlimiter.max = 64", &[], &[]);
+    assert_eq!(reload(&live, Trigger::Api).unwrap().needs_restart, ["limiter.max", "store.key_file"]);
+    assert!(live.current().store_key == key);
 }
 
 #[test]
@@ -636,7 +679,7 @@ fn a_reload_does_not_open_a_door_before_the_restart() {
         &env,
         &[],
     );
-    let error = live.reload(Trigger::Api).unwrap_err().to_string();
+    let error = reload(&live, Trigger::Api).unwrap_err().to_string();
     assert!(error.contains("an open relay"), "{error}");
     assert!(
         error.contains("until a restart `server.listen`, `server.public_url` stay as they are"),
@@ -651,14 +694,14 @@ fn the_bound_port_is_in_links_and_stays_there() {
     let live = Live::load(folder.args("server.listen = \"127.0.0.1:0\"", &[], &[])).unwrap();
     live.set_bound("127.0.0.1:4711".parse().unwrap());
     assert_eq!(&*live.current().public_url, "http://127.0.0.1:4711");
-    assert_eq!(live.reload(Trigger::Api).unwrap().needs_restart, Vec::<String>::new());
+    assert_eq!(reload(&live, Trigger::Api).unwrap().needs_restart, Vec::<String>::new());
     assert_eq!(&*live.current().public_url, "http://127.0.0.1:4711");
 }
 
 #[test]
 fn what_was_made_in_code_cannot_be_reloaded() {
     let live = Live::fixed(Snapshot::of(Settings::default()).unwrap());
-    assert!(live.reload(Trigger::Api).is_err());
+    assert!(reload(&live, Trigger::Api).is_err());
     assert!(!live.is_outdated());
 }
 

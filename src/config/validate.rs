@@ -484,6 +484,11 @@ fn routes(settings: &Settings, checker: &mut Checker<'_>) {
             checker.say(&prefix, format!("`{}` is changed by an earlier `[[route]]` already", row.label()));
         }
         no_effect(&prefix, route, row.cache.is_some(), row.queue.class.is_some(), &row.label(), checker);
+        if route.object_fallback.is_some() && row.cache.is_some() && !row.template.ends_with("/:id") {
+            let what =
+                format!("`{}` is not of one object, such as `GET /shipments/:id`; remove it", row.label());
+            checker.say(&format!("{prefix}.object_fallback"), what);
+        }
         if route.timeout.is_some_and(|timeout| timeout.is_zero()) {
             checker.say(&format!("{prefix}.timeout"), "must be longer than 0s");
         }
@@ -525,6 +530,7 @@ fn no_effect(
         ("max_stale", route.max_stale.is_some()),
         ("cache", route.cache == Some(true)),
         ("override_revalidation", route.override_revalidation.is_some()),
+        ("object_fallback", route.object_fallback.is_some()),
     ];
     for (key, is_set) in of_cache {
         if is_set && !is_cached {

@@ -38,6 +38,10 @@ pub struct CachePolicy {
     pub overrides_revalidation: bool,
     /// What `invalidates` of writes name: by default the collection, such as `bookings`.
     pub tag: String,
+    /// Whether its answers are pages of objects that have a row of their own, `<template>/:id`.
+    pub holds_objects: bool,
+    /// Whether, in an outage, an object of which there is no copy is served out of a page of its collection.
+    pub object_fallback: bool,
 }
 
 /// How a write is queued.
@@ -244,7 +248,7 @@ pub fn built_in() -> Vec<RoutePolicy> {
     let mut rows = Vec::new();
     for (path, group, has_items) in READS {
         let tag = path.rsplit('/').next().unwrap_or(path).to_owned();
-        let row = |template: String| RoutePolicy {
+        let row = |template: String, holds_objects: bool, object_fallback: bool| RoutePolicy {
             method: Some(Method::GET),
             template,
             group: Arc::from(*group),
@@ -254,15 +258,18 @@ pub fn built_in() -> Vec<RoutePolicy> {
                 max_stale: Duration::from_secs(24 * 3600),
                 overrides_revalidation: true,
                 tag: tag.clone(),
+                holds_objects,
+                object_fallback,
             }),
             queue: QueuePolicy::never(),
         };
-        rows.push(row((*path).to_owned()));
+        rows.push(row((*path).to_owned(), *has_items, false));
         if *has_items {
-            rows.push(row(format!("{path}/:id")));
+            // Flexport documents no read of one port: what it would not answer is not made up.
+            rows.push(row(format!("{path}/:id"), false, *path != "/ports"));
         }
         if *path == "/documents" {
-            rows.push(row("/documents/:id/download".to_owned()));
+            rows.push(row("/documents/:id/download".to_owned(), false, false));
         }
     }
     let mut write = |method: Method, template: &str, group: &str, queue: QueuePolicy| {

@@ -18,6 +18,7 @@
 //! | `live` | a write with a caller waiting |
 //! | `replay` | records, when Flexport is well again |
 //! | `tickets` | what callers and operators see and ask |
+//! | `verify` | whether what is stored holds together |
 //! | `layer`, `service`, `buffer` | the place in the stack |
 
 pub mod admit;
@@ -36,6 +37,7 @@ mod replay;
 mod service;
 pub mod state;
 mod tickets;
+pub mod verify;
 
 #[cfg(test)]
 mod tests;

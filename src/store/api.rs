@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Health, seal};
+use super::{BackupError, BackupOrder, Health, Manifest, seal};
 
 /// A future that owns its data.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -109,6 +109,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Copies what lives into a fresh epoch now, whatever the thresholds say.
     fn rotate(&self) -> BoxFuture<Result<Rotation, StoreError>>;
+
+    /// Writes a consistent copy of all trees into a folder, while work goes on.
+    fn backup(&self, order: BackupOrder) -> BoxFuture<Result<Manifest, BackupError>> {
+        drop(order);
+        Box::pin(std::future::ready(Err(BackupError::Unsupported)))
+    }
 
     /// Finishes what is queued, syncs, and stops. Later calls answer [`StoreError::Closed`].
     fn close(&self) -> BoxFuture<()>;

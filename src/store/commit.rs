@@ -10,18 +10,20 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     mem,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
         Arc,
-        atomic::Ordering::Relaxed,
+        atomic::{AtomicBool, Ordering::Relaxed},
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::Duration,
 };
 
+use ::sled::IVec;
 use arc_swap::ArcSwapOption;
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -30,6 +32,7 @@ use tokio::{
 
 use super::{
     Batch, Options, Rotation, Step, StoreError,
+    backup::Changes,
     epoch::{Entry, Epoch, Folder, INTERNAL, SEQUENCE, panic_text, prefixed},
     fs,
     seal::Sealer,
@@ -44,6 +47,9 @@ pub(super) struct Shared {
     /// Empty once closed.
     pub(super) current: ArcSwapOption<Epoch>,
     pub(super) sealer: Sealer,
+    /// Goes into backups.
+    pub(super) key_check: String,
+    pub(super) is_backing_up: AtomicBool,
     pub(super) stats: Stats,
     pub(super) options: Options,
 }
@@ -51,6 +57,12 @@ pub(super) struct Shared {
 pub(super) enum Job {
     Commit(Commit),
     Rotate(oneshot::Sender<Result<Rotation, StoreError>>),
+    /// A backup begins: changed keys are noted from now on. Gives the epoch to read.
+    Watch(oneshot::Sender<Result<Arc<Epoch>, StoreError>>),
+    /// A backup has read everything: the values of the keys that were noted.
+    Changes(oneshot::Sender<Result<Changes, StoreError>>),
+    /// A backup ended.
+    Unwatch,
     Close(oneshot::Sender<()>),
 }
 
@@ -74,6 +86,8 @@ pub(super) struct Committer {
     first: Option<Entry>,
     has_written: bool,
     rotate_not_before: Option<Instant>,
+    /// The keys that changed since a backup began.
+    watched: Option<BTreeSet<IVec>>,
 }
 
 enum State {
@@ -116,6 +130,7 @@ impl Committer {
             first,
             has_written: false,
             rotate_not_before: None,
+            watched: None,
         }
     }
 
@@ -146,6 +161,14 @@ impl Committer {
                 Job::Rotate(answer) => self.shielded(|this| {
                     let _ = answer.send(this.rotate());
                 }),
+                Job::Watch(answer) => {
+                    self.watched = Some(BTreeSet::new());
+                    let _ = answer.send(self.shared.reading());
+                }
+                Job::Changes(answer) => self.shielded(|this| {
+                    let _ = answer.send(this.changes());
+                }),
+                Job::Unwatch => self.watched = None,
                 Job::Close(answer) => break Some(answer),
             }
             if next_beat <= Instant::now() {
@@ -283,10 +306,27 @@ impl Committer {
             // A change of the same key in this group is younger.
             entries.insert(0, first.clone());
         }
+        if let Some(watched) = &mut self.watched {
+            watched.extend(entries.iter().map(|entry| entry.key.clone()));
+        }
         self.write_somewhere(&entries)?;
         self.first = None;
         self.last.note(self.number);
         Ok(())
+    }
+
+    /// The acknowledged values of the keys that changed since a backup began.
+    fn changes(&mut self) -> Result<Changes, StoreError> {
+        let epoch = self.shared.reading()?;
+        let keys = self.watched.take().unwrap_or_default();
+        let read = |key: IVec| {
+            let value = epoch.get(&key)?;
+            Ok(Entry { key, value })
+        };
+        let entries = keys.into_iter().map(read).collect::<Result<_, super::epoch::Failure>>();
+        let entries = entries.map_err(|failure| super::sled::read_error(&epoch.path, &failure))?;
+        let number = super::sled::number(&epoch, &self.shared.sealer).unwrap_or(0);
+        Ok(Changes { entries, number })
     }
 
     fn write_somewhere(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
@@ -423,7 +463,7 @@ impl Committer {
 
     /// Copy, sync, switch, delete. No commit can come between, since this is the committer.
     fn replace(&mut self) -> Result<Rotation, NotReplaced> {
-        let Shared { folder, current, sealer, stats, options, dir } = &*self.shared;
+        let Shared { folder, current, sealer, stats, options, dir, .. } = &*self.shared;
         let before = |reason: String| NotReplaced { reason, is_switched: false };
         let Some(old) = current.load_full() else { return Err(before("the store is closed".into())) };
         let live = stats.live_bytes.load(Relaxed);

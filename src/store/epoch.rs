@@ -41,6 +41,7 @@ pub(super) const SEQUENCE: &[u8] = &[INTERNAL, b'n'];
 const SEGMENT: usize = 2 * 1024 * 1024;
 const COPY_BYTES: usize = 1024 * 1024;
 
+#[derive(Debug)]
 pub(super) struct Epoch {
     pub(super) number: u64,
     pub(super) path: PathBuf,
@@ -53,7 +54,7 @@ pub(super) struct Epoch {
 }
 
 /// A change of the one sled tree: prefixed key, sealed value.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) key: IVec,
     pub(super) value: Option<IVec>,
@@ -212,8 +213,13 @@ impl Epoch {
         Ok(new.wrapping_sub(old))
     }
 
+    /// Applies changes without making them durable, while nobody relies on this epoch.
+    pub(super) fn fill(&self, batch: ::sled::Batch) -> Result<(), Failure> {
+        guarded(|| Ok(self.db().apply_batch(batch)?))
+    }
+
     /// sled's flush, which only hands the pages to the kernel, and then the sync that counts.
-    fn sync(&self, io: &dyn Io) -> Result<(), Failure> {
+    pub(super) fn sync(&self, io: &dyn Io) -> Result<(), Failure> {
         io.at(Step::Flush, &self.path)?;
         self.db().flush()?;
         io.at(Step::Sync, &self.path)?;

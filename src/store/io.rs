@@ -28,6 +28,10 @@ pub enum Step {
     CurrentRenamed,
     /// After the old epoch was deleted.
     OldDeleted,
+    /// A row goes to a backup.
+    BackupRow,
+    /// After the rows and keys of a backup were written, before its manifest is.
+    BackupWritten,
 }
 
 /// What the store asks of the system beyond plain files.

@@ -21,6 +21,9 @@ use base64::{
 
 use super::fs;
 
+/// The file of generated secrets, in the data folder.
+pub const SECRET_FILE: &str = "secret";
+
 /// The fewest bytes of a secret.
 const MIN: usize = 32;
 
@@ -98,7 +101,7 @@ impl Keys {
     /// A wrapping secret that was generated once and is given now stays known as the one before, so that moving from a
     /// generated to a given secret needs no further step.
     pub fn load(given: Given<'_>, data_dir: &Path) -> Result<(Keys, Vec<String>), KeyError> {
-        let path = data_dir.join("secret");
+        let path = data_dir.join(SECRET_FILE);
         let mut warnings = Vec::new();
         let mut file = SecretFile::read(&path, &mut warnings)?;
         let mut is_changed = false;
@@ -113,6 +116,23 @@ impl Keys {
         if is_changed {
             file.write(&path)?;
         }
+        if given.wrapping.is_none() {
+            warnings.push(format!(
+                "no key for the write queue is configured: a generated one in {} is used, and whoever has the volume \
+                 can read the queue",
+                path.display()
+            ));
+        }
+        Ok((Keys::of(given, &file)?.ok_or(KeyError::Random)?, warnings))
+    }
+
+    /// Takes what is given and what the file of generated secrets has, and generates and writes nothing. `None`:
+    /// neither has both keys. Blocks.
+    pub fn existing(given: Given<'_>, secret_file: &Path) -> Result<Option<Keys>, KeyError> {
+        Keys::of(given, &SecretFile::read(secret_file, &mut Vec::new())?)
+    }
+
+    fn of(given: Given<'_>, file: &SecretFile) -> Result<Option<Keys>, KeyError> {
         let mut previous = Vec::new();
         if let Some(secret) = given.previous {
             previous.push(derive(b"wrapping", &decode("previous wrapping", secret)?));
@@ -122,22 +142,15 @@ impl Keys {
                 previous.extend(old.as_ref().map(|old| derive(b"wrapping", old)));
                 derive(b"wrapping", &decode("wrapping", secret)?)
             }
-            (None, Some(own)) => {
-                warnings.push(format!(
-                    "no key for the write queue is configured: a generated one in {} is used, and whoever has the \
-                     volume can read the queue",
-                    path.display()
-                ));
-                derive(b"wrapping", own)
-            }
-            (None, None) => return Err(KeyError::Random),
+            (None, Some(own)) => derive(b"wrapping", own),
+            (None, None) => return Ok(None),
         };
         let hmac = match (given.hmac, &file.hmac) {
             (Some(secret), _) => derive(b"hmac", &decode("HMAC", secret)?),
             (None, Some(own)) => derive(b"hmac", own),
-            (None, None) => return Err(KeyError::Random),
+            (None, None) => return Ok(None),
         };
-        Ok((Keys { previous, ..Keys::from_bytes(wrapping, hmac) }, warnings))
+        Ok(Some(Keys { previous, ..Keys::from_bytes(wrapping, hmac) }))
     }
 
     /// Keys as they are, for tests and tools.

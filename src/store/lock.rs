@@ -66,6 +66,26 @@ impl DataLock {
         Ok(DataLock { path, _file: file })
     }
 
+    /// Takes the lock that is there, at once, and leaves no trace: for looking at a folder that nobody uses. `None`
+    /// where there is no lock file, so that nobody ever used it. Blocks.
+    pub fn hold_existing(dir: &Path) -> Result<Option<DataLock>, OpenError> {
+        let path = dir.join("LOCK");
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(OpenError::Io { doing: "open", path, source }),
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(DataLock { path, _file: file })),
+            Err(Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                let _ = file.read_to_string(&mut text);
+                Err(OpenError::Locked { path, pid: text.trim().parse().ok(), waited: Duration::ZERO })
+            }
+            Err(errno) => Err(OpenError::Io { doing: "lock", path, source: errno.into() }),
+        }
+    }
+
     /// The lock file.
     pub fn path(&self) -> &Path {
         &self.path

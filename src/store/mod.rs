@@ -29,9 +29,11 @@
 //! Damage found at start never stops the start: see `recover.rs`.
 
 mod api;
+pub mod backup;
 mod commit;
 mod epoch;
 pub mod fs;
+pub mod inspect;
 mod io;
 mod keys;
 mod lock;
@@ -50,8 +52,9 @@ pub use api::{
     Batch, BoxFuture, Found, MAX_BATCH, MAX_CHUNK, MAX_KEY, MAX_VALUE, OpenError, ROLLED_BACK, Rotation,
     Store, StoreError, Tree, chunks,
 };
+pub use backup::{Backup, BackupError, BackupOrder, Manifest};
 pub use io::{Io, RealIo, Step};
-pub use keys::{Given, KeyError, Keys};
+pub use keys::{Given, KeyError, Keys, SECRET_FILE};
 pub use lock::DataLock;
 pub use mem::MemStore;
 pub use recover::Alarm;

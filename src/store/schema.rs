@@ -10,7 +10,7 @@ use super::{Alarm, OpenError, fs};
 /// The schema that this version writes.
 pub const SCHEMA: u32 = 1;
 
-const FILE: &str = "VERSION";
+pub(super) const FILE: &str = "VERSION";
 
 /// Checks the folder's version and writes ours where there is none.
 pub(super) fn check(dir: &Path, alarms: &mut Vec<Alarm>) -> Result<(), OpenError> {

@@ -29,7 +29,7 @@ const FORMAT: u8 = 1;
 const NONCE: usize = 12;
 const HEAD: usize = 1 + 4 + NONCE;
 const TAG: usize = 16;
-const FILE: &str = "key";
+pub(super) const FILE: &str = "key";
 const FIRST_LINE: &str = "seawall data keys 1";
 
 /// A sealer for files that are no store: the data keys lie in their folder, as those of a store do.
@@ -91,7 +91,37 @@ impl Sealer {
         is_new: bool,
         alarms: &mut Vec<Alarm>,
     ) -> Result<Sealer, OpenError> {
-        let path = dir.join(FILE);
+        let (mut sealer, mut must_write) = Sealer::load(dir.join(FILE), keys)?;
+        if !sealer.lost.is_empty() || (sealer.ring.is_empty() && !is_new) {
+            alarms.push(Alarm::KeyLost { path: sealer.path.clone(), usable: sealer.ring.len() });
+        }
+        if sealer.ring.is_empty() {
+            sealer.ring.push(DataKey::random().ok_or_else(|| sealer.unusable())?);
+            must_write = true;
+        }
+        if must_write {
+            sealer.write(&keys.wrapping)?;
+        }
+        Ok(sealer)
+    }
+
+    /// Reads the data keys and changes nothing; without one it can neither seal nor unseal.
+    pub(super) fn read_only(dir: &Path, keys: &Keys) -> Result<Sealer, OpenError> {
+        Ok(Sealer::load(dir.join(FILE), keys)?.0)
+    }
+
+    /// How many data keys cannot be unwrapped.
+    pub(super) fn lost(&self) -> usize {
+        self.lost.len()
+    }
+
+    /// How many data keys can be used.
+    pub(super) fn usable(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// The data keys, and whether the file must be written since another key than the present one wrapped some.
+    fn load(path: PathBuf, keys: &Keys) -> Result<(Sealer, bool), OpenError> {
         let text = match std::fs::read(&path) {
             Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -109,17 +139,7 @@ impl Sealer {
                 None => sealer.lost.push(line.to_owned()),
             }
         }
-        if !sealer.lost.is_empty() || (sealer.ring.is_empty() && !is_new) {
-            alarms.push(Alarm::KeyLost { path: sealer.path.clone(), usable: sealer.ring.len() });
-        }
-        if sealer.ring.is_empty() {
-            sealer.ring.push(DataKey::random().ok_or_else(|| sealer.unusable())?);
-            must_write = true;
-        }
-        if must_write {
-            sealer.write(&keys.wrapping)?;
-        }
-        Ok(sealer)
+        Ok((sealer, must_write))
     }
 
     /// Wraps the data keys with another key from now on.

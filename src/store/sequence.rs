@@ -14,10 +14,26 @@ use std::{
 
 use super::fs;
 
+/// The file's name.
+const FILE: &str = "LAST";
+
 pub(super) struct Sequence {
     path: PathBuf,
     file: File,
     has_failed: bool,
+}
+
+/// What the file says, if that can be believed; it is not made where it is not there.
+pub(super) fn noted(dir: &Path) -> Option<u64> {
+    read(&File::open(dir.join(FILE)).ok()?)
+}
+
+fn read(file: &File) -> Option<u64> {
+    let mut bytes = [0; 16];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    let number = u128::from_be_bytes(bytes);
+    let (high, low) = ((number >> 64) as u64, number as u64);
+    (high == !low).then_some(high)
 }
 
 // === impl Sequence ===
@@ -25,7 +41,7 @@ pub(super) struct Sequence {
 impl Sequence {
     /// Opens the file and gives what it says, if that can be believed.
     pub(super) fn open(dir: &Path) -> io::Result<(Sequence, Option<u64>)> {
-        let path = dir.join("LAST");
+        let path = dir.join(FILE);
         let file = File::options()
             .read(true)
             .write(true)
@@ -33,12 +49,7 @@ impl Sequence {
             .truncate(false)
             .open(&path)
             .map_err(fs::named("open", &path))?;
-        let mut bytes = [0; 16];
-        let number = file.read_exact_at(&mut bytes, 0).ok().and_then(|()| {
-            let number = u128::from_be_bytes(bytes);
-            let (high, low) = ((number >> 64) as u64, number as u64);
-            (high == !low).then_some(high)
-        });
+        let number = read(&file);
         Ok((Sequence { path, file, has_failed: false }, number))
     }
 

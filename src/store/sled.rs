@@ -2,10 +2,11 @@
 
 use std::{
     ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
         Arc,
-        atomic::Ordering::Relaxed,
+        atomic::{AtomicBool, Ordering::Relaxed},
         mpsc::{Receiver, Sender, channel},
     },
     thread,
@@ -16,10 +17,11 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
-    Alarm, Batch, BoxFuture, Found, Health, Io, Keys, OpenError, ROLLED_BACK, RealIo, Rotation, Store,
-    StoreError, Tree,
+    Alarm, BackupError, BackupOrder, Batch, BoxFuture, Found, Health, Io, Keys, Manifest, OpenError, RealIo,
+    Rotation, Store, StoreError, Tree,
+    backup::{self, Source},
     commit::{Commit, Committer, Job, Shared, Visit},
-    epoch::{Current, Entry, Epoch, Folder, INTERNAL, SEQUENCE, prefixed},
+    epoch::{Current, Epoch, Folder, INTERNAL, SEQUENCE, panic_text, prefixed},
     fs,
     recover::Ladder,
     schema,
@@ -110,7 +112,7 @@ impl Options {
 impl OpenReport {
     /// Whether the database came back older than it was acknowledged to be. What was settled may be pending again, so
     /// nothing that could take effect twice may be sent before a human looked. Only this start tells it; the value
-    /// under [`ROLLED_BACK`] tells it until somebody deletes it.
+    /// under [`ROLLED_BACK`](super::ROLLED_BACK) tells it until somebody deletes it.
     pub fn is_rolled_back(&self) -> bool {
         self.alarms.iter().any(|alarm| matches!(alarm, Alarm::RolledBack { .. }))
     }
@@ -153,12 +155,11 @@ impl SledStore {
         // The numbers agree again after the first write, so that write says it from then on.
         let is_rolled_back = alarms.iter().any(|alarm| matches!(alarm, Alarm::RolledBack { .. }));
         let mark = if is_rolled_back {
-            let value = sealer.seal(Tree::Meta.byte(), ROLLED_BACK, &[1]);
-            let value = value.ok_or_else(|| OpenError::Unusable {
+            let mark = backup::mark(&sealer).ok_or_else(|| OpenError::Unusable {
                 path: dir.to_owned(),
                 reason: "the system gives no random numbers".to_owned(),
             })?;
-            Some(Entry { key: prefixed(Tree::Meta.byte(), ROLLED_BACK).into(), value: Some(value.into()) })
+            Some(mark)
         } else {
             None
         };
@@ -182,6 +183,8 @@ impl SledStore {
             folder,
             current: ArcSwapOption::from_pointee(epoch),
             sealer,
+            key_check: backup::key_check(keys),
+            is_backing_up: AtomicBool::new(false),
             stats,
             options,
         });
@@ -205,8 +208,30 @@ impl SledStore {
     }
 }
 
+/// Blocks.
+fn back_up(shared: &Shared, jobs: &Sender<Job>, order: &BackupOrder) -> Result<Manifest, BackupError> {
+    let closed = || BackupError::Store(StoreError::Closed { path: shared.dir.clone() });
+    let (answer, answered) = oneshot::channel();
+    jobs.send(Job::Watch(answer)).map_err(|_| closed())?;
+    let epoch = answered.blocking_recv().map_err(|_| closed())??;
+    let source = Source {
+        epoch: &epoch,
+        sealer: &shared.sealer,
+        dir: &shared.dir,
+        key_check: shared.key_check.clone(),
+        live_bytes: shared.stats.live_bytes.load(Relaxed),
+        min_free: shared.options.min_free_bytes,
+        io: &*shared.options.io,
+    };
+    backup::write(order, &source, || {
+        let (answer, answered) = oneshot::channel();
+        jobs.send(Job::Changes(answer)).map_err(|_| closed())?;
+        Ok(answered.blocking_recv().map_err(|_| closed())??)
+    })
+}
+
 /// The number of the last group in the database; `None` where it cannot be read.
-fn number(epoch: &Epoch, sealer: &Sealer) -> Option<u64> {
+pub(super) fn number(epoch: &Epoch, sealer: &Sealer) -> Option<u64> {
     let Some(stored) = epoch.get(SEQUENCE).ok()? else { return Some(0) };
     let plain = sealer.unseal(INTERNAL, &SEQUENCE[1..], &stored).ok()?;
     Some(u64::from_be_bytes(plain.try_into().ok()?))
@@ -302,6 +327,31 @@ impl Store for SledStore {
         Box::pin(async move { answered.await.unwrap_or(Err(closed)) })
     }
 
+    fn backup(&self, order: BackupOrder) -> BoxFuture<Result<Manifest, BackupError>> {
+        if self.shared.is_backing_up.swap(true, Relaxed) {
+            return ready(Err(BackupError::Busy));
+        }
+        let (shared, jobs) = (self.shared.clone(), self.jobs.clone());
+        let (answer, answered) = oneshot::channel();
+        // A thread of its own: it reads everything there is, and may write to a slow place.
+        let started = thread::Builder::new().name("store-backup".into()).spawn(move || {
+            // A panic must not make all later ones wait for this one.
+            let result =
+                catch_unwind(AssertUnwindSafe(|| back_up(&shared, &jobs, &order))).unwrap_or_else(|panic| {
+                    Err(BackupError::Database { path: shared.dir.to_path_buf(), reason: panic_text(&*panic) })
+                });
+            let _ = jobs.send(Job::Unwatch);
+            shared.is_backing_up.store(false, Relaxed);
+            let _ = answer.send(result);
+        });
+        if let Err(error) = started {
+            self.shared.is_backing_up.store(false, Relaxed);
+            return ready(Err(error.into()));
+        }
+        let closed = self.closed();
+        Box::pin(async move { answered.await.unwrap_or(Err(closed.into())) })
+    }
+
     fn close(&self) -> BoxFuture<()> {
         self.slots.close();
         let (answer, answered) = oneshot::channel();
@@ -314,6 +364,6 @@ impl Store for SledStore {
     }
 }
 
-fn read_error(path: &Path, failure: &super::epoch::Failure) -> StoreError {
+pub(super) fn read_error(path: &Path, failure: &super::epoch::Failure) -> StoreError {
     StoreError::Read { path: Arc::from(path), reason: failure.to_string().into() }
 }

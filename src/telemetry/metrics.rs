@@ -62,6 +62,8 @@ pub struct Metrics {
     pub cache_stale_refused: Family<ResultLabels, Counter>,
     /// Age of what was served stale.
     pub cache_stale_age_seconds: Histogram,
+    /// Objects served out of a page of their collection; also counted as `stale` reads.
+    pub cache_from_collection: Counter,
     /// Copies kept in memory.
     pub cache_entries: Gauge,
     /// Bytes of copies kept in memory.
@@ -269,6 +271,11 @@ impl Metrics {
             "Age of what was served stale",
             Histogram::new([1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0, 86400.0])
         );
+        let cache_from_collection = metric!(
+            "cache_from_collection",
+            "Objects served stale out of a page of their collection",
+            Counter::default()
+        );
         let cache_entries = metric!("cache_entries", "Copies kept in memory", Gauge::default());
         let cache_bytes = metric!("cache_bytes", "Bytes of copies kept in memory", Gauge::default());
         let cache_disk_up =
@@ -343,6 +350,7 @@ impl Metrics {
             cache_reads,
             cache_stale_refused,
             cache_stale_age_seconds,
+            cache_from_collection,
             cache_entries,
             cache_bytes,
             cache_disk_up,

@@ -7,7 +7,7 @@
 //! sent, and without it an idle connection that the upstream closed would turn a live write into a queued one.
 
 use super::body::{InFlight, UpstreamBody, Watch};
-use super::client::{Client, Taken};
+use super::client::{Client, Fresh, Taken};
 use crate::context::{
     AttemptOutcome, BodyEnd, BoxFuture, Call, Credential, UpstreamRequest, WholeUntil, is_safe,
 };
@@ -153,8 +153,9 @@ async fn run(
     let sent = match request.body().as_bytes() {
         Some(bytes) => {
             let until = call.deadline.min(started + limit);
+            let is_long = until < call.deadline || is_long(&call, until - started);
             began(&call);
-            shared.send_whole(request, bytes, call.resends_unsent, until).await
+            shared.send_whole(request, bytes, call.resends_unsent, until, is_long).await
         }
         None => Box::pin(shared.send_streamed(request, &call, limit, &mut started)).await,
     };
@@ -165,6 +166,12 @@ async fn run(
         result => result,
     };
     shared.conclude(result, call, started.elapsed(), is_head, in_flight)
+}
+
+/// Whether a wait that the call's deadline ended says something of the upstream: our caller's patience does not, unless
+/// it was long; nor does what was left of a route's time after another wait.
+fn is_long(call: &Call, waited: Duration) -> bool {
+    !call.is_hurried && waited >= call.route.timeout / 2
 }
 
 fn began(call: &Call) {
@@ -204,11 +211,9 @@ impl Shared {
             }
             Err(error) => {
                 if let Some(observer) = call.observer.take() {
-                    // Our caller's patience says nothing of the upstream, unless it was long; nor does what was left
-                    // of a route's time after another wait.
                     if matches!(error, ProxyError::HeadTimeout)
                         && head_after < *limits.timeout
-                        && (call.is_hurried || head_after < call.route.timeout / 2)
+                        && !is_long(&call, head_after)
                     {
                         outcome.delivery = Delivery::Ambiguous(Doubt::Cut);
                         outcome.body = BodyEnd::Abandoned;
@@ -220,13 +225,15 @@ impl Shared {
         }
     }
 
-    /// Sends what is in memory, and waits for the head until then.
+    /// Sends what is in memory, and waits for the head until then. A wait that is not long blames nobody when no
+    /// connection was had.
     fn send_whole(
         &self,
         mut request: Request<Body>,
         bytes: Bytes,
         resends_unsent: bool,
         until: Instant,
+        is_long: bool,
     ) -> impl Future<Output = Result<Response<Incoming>, ProxyError>> {
         // What only reads may be sent again in any case, so how far a connection had come does not matter.
         let taken = (!is_safe(request.method())).then(Taken::default);
@@ -243,6 +250,7 @@ impl Shared {
             match sent.await {
                 Ok(result) => result,
                 Err(_) => match taken {
+                    Some(taken) if !taken.is_set() && !is_long => Err(ProxyError::DeadlineBeforeSending),
                     Some(taken) if !taken.is_set() => {
                         Err(ProxyError::Connect("no connection in time".to_owned()))
                     }
@@ -353,17 +361,24 @@ fn inbound(
     Response::from_parts(parts, body)
 }
 
-/// Sends; once more at once when a connection took nothing.
-async fn send_twice(
+/// Sends; once more at once when a connection took nothing, and then over a new one: others in the pool may have died
+/// with it.
+pub(super) async fn send_twice(
     client: Client,
     request: Request<Body>,
     bytes: Bytes,
 ) -> Result<Response<Incoming>, ProxyError> {
     // The extensions hold who watches the connection: a second try is watched by the same.
-    let (parts, _) = request.into_parts();
+    let (mut parts, _) = request.into_parts();
     let first = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
     match client.send(first).await {
-        Err(ProxyError::Unsent(_)) => client.send(Request::from_parts(parts, Body::from(bytes))).await,
+        Err(ProxyError::Unsent(_)) => {
+            if let Some(taken) = parts.extensions.get::<Taken>() {
+                taken.clear();
+            }
+            parts.extensions.insert(Fresh);
+            client.send(Request::from_parts(parts, Body::from(bytes))).await
+        }
         result => result,
     }
 }

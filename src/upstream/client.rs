@@ -42,6 +42,10 @@ pub enum ClientError {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Taken(Arc<AtomicBool>);
 
+/// An extension of a request: a pooled connection has just failed it, so it goes over a new one.
+#[derive(Debug, Clone)]
+pub(super) struct Fresh;
+
 // === impl Client ===
 
 impl Client {
@@ -63,10 +67,21 @@ impl Client {
             Pool::H2(pool) => pool.send(request).await,
         }
     }
+
+    /// How many connections lie in the pool that seem to be good; over HTTP/2 none lies there.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        match &self.0 {
+            Pool::H1(pool) => pool.idle(),
+            Pool::H2(_) => 0,
+        }
+    }
 }
 
-/// What an error of a connection's says about a request that it had begun to send.
-pub(super) fn failed(error: &hyper::Error) -> ProxyError {
+/// What an error of a connection's says about a request that it had begun to send. Of a connection that is new, an alert
+/// about our certificate ends the handshake and nothing else; of one over which something was answered it may come
+/// after all.
+pub(super) fn failed(error: &hyper::Error, is_new: bool) -> ProxyError {
     let mut cause = error.source();
     while let Some(inner) = cause {
         if let Some(body) = inner.downcast_ref::<BodyError>() {
@@ -77,7 +92,8 @@ pub(super) fn failed(error: &hyper::Error) -> ProxyError {
         {
             return ProxyError::Unsent(chain(error));
         }
-        if let Some(error) = inner.downcast_ref::<io::Error>().and_then(tls_error)
+        if is_new
+            && let Some(error) = inner.downcast_ref::<io::Error>().and_then(tls_error)
             && is_about_our_certificate(error)
         {
             return ProxyError::Connect(format!("TLS: {error}; look at `upstream.tls.cert_file`"));
@@ -85,6 +101,18 @@ pub(super) fn failed(error: &hyper::Error) -> ProxyError {
         cause = inner.source();
     }
     ProxyError::Cut(chain(error))
+}
+
+/// Whether the server has said that it takes no further stream.
+pub(super) fn is_goaway(error: &hyper::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if inner.downcast_ref::<::h2::Error>().is_some_and(::h2::Error::is_go_away) {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// Whether the server says that it did not process this stream (RFC 9113 §6.8, §8.7). A GOAWAY is the error only of
@@ -99,6 +127,11 @@ fn is_unprocessed(error: &::h2::Error) -> bool {
 impl Taken {
     pub(super) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// That one gave it back whole.
+    pub(super) fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 
     /// Whether one did.

@@ -65,7 +65,7 @@ pub(super) struct Limit {
 }
 
 /// Why there is no connection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Failure {
     stage: Stage,
     message: String,
@@ -268,6 +268,11 @@ impl Limit {
 impl Failure {
     pub(super) fn new(stage: Stage, message: String) -> Self {
         Self { stage, message }
+    }
+
+    /// Whether the time limit has passed.
+    pub(super) fn is_timeout(&self) -> bool {
+        self.stage == Stage::Timeout
     }
 
     pub(super) fn into_message(self) -> String {

@@ -2,8 +2,9 @@
 //!
 //! A request takes the connection that was used last. When none is free it begins one and takes whichever comes
 //! first, that or another request's that has become free: where connecting is slow, work goes on over what there is.
-//! Each attempt serves the longest waiting request, with its connection or with its failure, so there are never fewer
-//! attempts under way than requests that wait, and a request that leaves costs no other one its connection.
+//! There are never fewer attempts under way than requests that wait, and a request that leaves costs no other one its
+//! connection: an attempt's connection goes to who waits longest, and its failure only to one for whom no other attempt
+//! is under way.
 //!
 //! A connection past its age, or unused for too long, takes no request. It is closed at once when it lies in the pool,
 //! else when it comes back. The age has some chance in it, so that connections made together do not end together.
@@ -11,7 +12,7 @@
 //! Nothing is ever sent twice here. That a connection took nothing of a request (it had died in the pool; hyper hands
 //! the request back) is told as `ProxyError::Unsent`.
 
-use super::client::{Taken, failed};
+use super::client::{Fresh, Taken, failed};
 use super::connect::{Connector, Failure, Stage, Stream};
 use crate::error::ProxyError;
 use crate::http::Body;
@@ -42,6 +43,8 @@ struct State {
     idle: Vec<Idle>,
     /// Waiting longest at the front.
     waiting: VecDeque<oneshot::Sender<Result<Connection, String>>>,
+    /// Attempts under way.
+    connecting: usize,
     is_swept: bool,
 }
 
@@ -49,6 +52,8 @@ struct Connection {
     sender: http1::SendRequest<Body>,
     /// From when on it takes no request.
     retires_at: Instant,
+    /// Whether a request was answered over it.
+    has_answered: bool,
 }
 
 struct Idle {
@@ -75,9 +80,11 @@ impl Pool {
 
     /// Sends one request.
     pub(super) async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, ProxyError> {
-        let mut connection = match self.take() {
+        let is_fresh = request.extensions().get::<Fresh>().is_some();
+        let taken = if is_fresh { None } else { self.state().take(self.0.idle_timeout) };
+        let mut connection = match taken {
             Some(connection) => connection,
-            None => self.wait().await?,
+            None => self.wait(is_fresh).await?,
         };
         if let Some(taken) = request.extensions().get::<Taken>() {
             taken.set();
@@ -87,43 +94,39 @@ impl Pool {
         *target = target.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
         match connection.sender.try_send_request(request).await {
             Ok(response) => {
+                connection.has_answered = true;
                 self.give_back(connection);
                 Ok(response)
             }
             Err(mut error) => Err(match error.take_message() {
                 Some(_) => ProxyError::Unsent(chain(error.error())),
-                None => failed(&error.into_error()),
+                None => failed(&error.into_error(), !connection.has_answered),
             }),
         }
     }
 
-    /// The free connection that was used last.
-    fn take(&self) -> Option<Connection> {
-        let mut state = self.state();
-        // Without a look at the clock when there is none.
-        let mut now = None;
-        while let Some(Idle { connection, since }) = state.idle.pop() {
-            let now = *now.get_or_insert_with(Instant::now);
-            if connection.is_usable(now) && now.saturating_duration_since(since) < self.0.idle_timeout {
-                return Some(connection);
-            }
-        }
-        None
-    }
-
-    /// Begins a connection, and waits for any.
-    async fn wait(&self) -> Result<Connection, ProxyError> {
+    /// Begins a connection, and waits for any. A fresh one is not to come out of the pool.
+    async fn wait(&self, is_fresh: bool) -> Result<Connection, ProxyError> {
         let (give, given) = oneshot::channel();
-        self.state().waiting.push_back(give);
+        {
+            let mut state = self.state();
+            // One may have come back since the last look, when nobody waited yet.
+            if !is_fresh && let Some(connection) = state.take(self.0.idle_timeout) {
+                return Ok(connection);
+            }
+            state.waiting.push_back(give);
+            state.connecting += 1;
+        }
         let pool = self.clone();
         tokio::spawn(async move {
             match pool.connect().await {
-                Ok(connection) => {
-                    if !pool.put(connection) {
-                        pool.fail("the connection was closed as soon as it was made".to_owned());
-                    }
+                Ok(connection) if connection.is_usable(Instant::now()) => {
+                    let mut state = pool.state();
+                    state.connecting -= 1;
+                    pool.put(&mut state, connection);
                 }
-                Err(failure) => pool.fail(failure.into_message()),
+                Ok(_) => pool.fail("the connection was closed as soon as it was made"),
+                Err(failure) => pool.fail(&failure.into_message()),
             }
         });
         match given.await {
@@ -152,7 +155,8 @@ impl Pool {
                 }
             });
             limit.hold("the connection", sender.ready()).await?.map_err(|error| shake(&error))?;
-            Ok(Connection { sender, retires_at: retirement(*snapshot.settings.upstream.connection_max_age) })
+            let retires_at = retirement(*snapshot.settings.upstream.connection_max_age);
+            Ok(Connection { sender, retires_at, has_answered: false })
         };
         let result = result.await;
         connector.count(&result);
@@ -162,7 +166,7 @@ impl Pool {
     /// After an answer's head: the connection is free when the body has been read to its end.
     fn give_back(&self, mut connection: Connection) {
         if connection.sender.is_ready() {
-            self.put(connection);
+            self.put(&mut self.state(), connection);
             return;
         }
         if connection.sender.is_closed() {
@@ -171,42 +175,44 @@ impl Pool {
         let pool = self.clone();
         tokio::spawn(async move {
             if connection.sender.ready().await.is_ok() {
-                pool.put(connection);
+                pool.put(&mut pool.state(), connection);
             }
         });
     }
 
-    /// To who waits longest, else into the pool. Whether it can be used.
-    fn put(&self, mut connection: Connection) -> bool {
+    /// To who waits longest, else into the pool, if it can be used.
+    fn put(&self, state: &mut State, mut connection: Connection) {
         let now = Instant::now();
         if !connection.is_usable(now) {
-            return false;
+            return;
         }
-        let mut state = self.state();
         while let Some(waiting) = state.waiting.pop_front() {
             match waiting.send(Ok(connection)) {
                 // That one has left.
                 Err(Ok(back)) => connection = back,
-                _ => return true,
+                _ => return,
             }
+        }
+        if state.idle.len() >= self.0.max_idle {
+            // A closed one keeps nobody out.
+            state.idle.retain(|idle| idle.connection.is_usable(now));
         }
         if state.idle.len() < self.0.max_idle {
             state.idle.push(Idle { connection, since: now });
-            self.sweep(&mut state);
+            self.sweep(state);
         }
-        true
     }
 
-    /// Tells who waits longest that an attempt has failed.
-    fn fail(&self, message: String) {
-        let mut message = Err(message);
+    /// An attempt has failed. Told to who waits longest of those for whom no other one is under way.
+    fn fail(&self, message: &str) {
         let mut state = self.state();
-        while let Some(waiting) = state.waiting.pop_front() {
-            match waiting.send(message) {
-                Ok(()) => return,
-                // That one has left.
-                Err(back) => message = back,
-            }
+        state.connecting -= 1;
+        // Those who have left.
+        state.waiting.retain(|waiting| !waiting.is_closed());
+        while state.waiting.len() > state.connecting
+            && let Some(waiting) = state.waiting.pop_front()
+        {
+            let _ = waiting.send(Err(message.to_owned()));
         }
     }
 
@@ -243,11 +249,35 @@ impl Pool {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// How many connections lie in the pool that seem to be good.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        let now = Instant::now();
+        self.state().idle.iter().filter(|idle| idle.connection.is_usable(now)).count()
+    }
 }
 
 /// When a connection that is made now takes no request any more: up to a tenth before its age.
 pub(super) fn retirement(max_age: Duration) -> Instant {
     Instant::now() + max_age.mul_f64(1.0 - fastrand::f64() / 10.0)
+}
+
+// === impl State ===
+
+impl State {
+    /// The free connection that was used last.
+    fn take(&mut self, idle_timeout: Duration) -> Option<Connection> {
+        // Without a look at the clock when there is none.
+        let mut now = None;
+        while let Some(Idle { connection, since }) = self.idle.pop() {
+            let now = *now.get_or_insert_with(Instant::now);
+            if connection.is_usable(now) && now.saturating_duration_since(since) < idle_timeout {
+                return Some(connection);
+            }
+        }
+        None
+    }
 }
 
 // === impl Connection ===

@@ -4,18 +4,26 @@
 //! It counts as made when the server's SETTINGS have come, which are its first frame (§3.4): until then nothing is
 //! sent, so that a server that is dead or speaks something else, and a handshake that the server ends over our
 //! certificate, are failures of connecting and not cut requests. All who wait for a connection share its making, and
-//! its failure; nobody who leaves ends it.
+//! nobody who leaves ends it. When it fails that is one failure of connecting, of who began it; for the others nothing
+//! was sent, and they may try again at once. But where the whole time limit has passed all have waited in vain, and it
+//! is the failure of each: there are few such attempts, and the breaker is to see them.
 //!
 //! A PING goes out at an interval, used or not; without its answer in time the connection is cut, and with it all that
 //! is under way. A connection past its age, or from which nothing was asked for too long, takes no request; it ends
 //! when its streams have ended.
 //!
 //! What the server says about a request that it did not process is believed (§8.7): a stream that it refused
-//! (`REFUSED_STREAM`), or that is beyond the last one its GOAWAY names, was not sent as far as delivery goes.
+//! (`REFUSED_STREAM`), or that is beyond the last one its GOAWAY names, was not sent as far as delivery goes. Not so
+//! of a write without a body: hyper gives a connection's GOAWAY as the error of a stream that it does not speak of, too,
+//! when it comes just as the stream begins, and such a write is whole with its first frame.
+//!
+//! A request that waits because the server allows no further stream counts as sent, in hyper it is: when its time is up
+//! its outcome is not known, and it is a late head for those who judge its group.
 
-use super::client::{Taken, failed};
+use super::client::{Taken, failed, is_goaway};
 use super::connect::{Connector, Failure, Stage, Stream};
 use super::h1::retirement;
+use crate::context::is_safe;
 use crate::error::ProxyError;
 use crate::http::body::chain;
 use crate::http::{Body, BodyError};
@@ -49,7 +57,7 @@ struct Shared {
 enum State {
     None,
     /// Being made; what comes of it.
-    Connecting(watch::Receiver<Option<Result<Sender, String>>>),
+    Connecting(watch::Receiver<Option<Result<Sender, Failure>>>),
     Open(Connection),
 }
 
@@ -104,6 +112,8 @@ impl Pool {
         }
         let (mut parts, body) = request.into_parts();
         authority_from_host(&mut parts.uri, &mut parts.headers);
+        // Its fields are the whole of it.
+        let is_whole_write = body.is_end_stream() && !is_safe(&parts.method);
         let (body, body_error) = remembered(body);
         match sender.try_send_request(Request::from_parts(parts, body)).await {
             Ok(response) => Ok(response),
@@ -113,7 +123,10 @@ impl Pool {
                 }
                 Err(match error.take_message() {
                     Some(_) => ProxyError::Unsent(chain(error.error())),
-                    None => failed(&error.into_error()),
+                    None if is_whole_write && is_goaway(error.error()) => {
+                        ProxyError::Cut(chain(error.error()))
+                    }
+                    None => failed(&error.into_error(), false),
                 })
             }
         }
@@ -121,7 +134,7 @@ impl Pool {
 
     /// Of the connection there is, or of the one that is being made, or of one that begins now.
     async fn sender(&self) -> Result<Sender, ProxyError> {
-        let mut result = {
+        let (mut result, is_ours) = {
             let mut state = self.state();
             let now = Instant::now();
             match &mut *state {
@@ -129,7 +142,7 @@ impl Pool {
                     connection.used_at = now;
                     return Ok(connection.sender.clone());
                 }
-                State::Connecting(result) if result.has_changed().is_ok() => result.clone(),
+                State::Connecting(result) if result.has_changed().is_ok() => (result.clone(), false),
                 _ => {
                     let (tell, result) = watch::channel(None);
                     *state = State::Connecting(result.clone());
@@ -140,16 +153,19 @@ impl Pool {
                         if result.is_err() {
                             *pool.state() = State::None;
                         }
-                        tell.send_replace(Some(result.map_err(Failure::into_message)));
+                        tell.send_replace(Some(result));
                     });
-                    result
+                    (result, true)
                 }
             }
         };
         let result = result.wait_for(Option::is_some).await.map(|result| result.clone());
         match result {
             Ok(Some(Ok(sender))) => Ok(sender),
-            Ok(Some(Err(message))) => Err(ProxyError::Connect(message)),
+            Ok(Some(Err(failure))) if is_ours || failure.is_timeout() => {
+                Err(ProxyError::Connect(failure.into_message()))
+            }
+            Ok(Some(Err(failure))) => Err(ProxyError::Unsent(failure.into_message())),
             // Its task cannot end without a word but when the runtime does.
             Ok(None) | Err(_) => Err(ProxyError::Connect("Seawall is ending".to_owned())),
         }

@@ -1,6 +1,7 @@
 //! The client against servers that are spoken by hand.
 
-use super::client::Client;
+use super::attempt::send_twice;
+use super::client::{Client, failed};
 use crate::config::{Settings, Snapshot, raw};
 use crate::error::ProxyError;
 use crate::http::Body;
@@ -491,7 +492,7 @@ async fn who_waits_for_a_connection_takes_the_first_that_is_free() {
 
 #[tokio::test]
 async fn who_leaves_costs_no_other_one_its_connection() {
-    for is_refused in [false, true] {
+    for refused in 0..=2 {
         let finish = Arc::new(Notify::new());
         let held = finish.clone();
         let server = Server::start(move |mut stream, _| {
@@ -529,9 +530,15 @@ async fn who_leaves_costs_no_other_one_its_connection() {
         asked_for(3).await;
         leaver.abort();
         let _ = leaver.await;
-        if is_refused {
-            // Of the one who has left: what becomes of it is the other's.
+        for number in 1..=refused {
             go.notify_one();
+            while connects(&metrics, "proxy") < number {
+                assert!(tokio::time::Instant::now() < until, "nothing is refused");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        // The failure of one attempt, begun by the one who has left, is nobody's while the other is under way.
+        if refused == 2 {
             let error = stayer.await.unwrap().unwrap_err();
             assert_eq!(of_error(&error), CONNECT);
             let expected = format!(
@@ -540,7 +547,6 @@ async fn who_leaves_costs_no_other_one_its_connection() {
                 server.url.trim_start_matches("http://")
             );
             assert_eq!(error.to_string(), expected);
-            assert_eq!(connects(&metrics, "proxy"), 1);
         } else {
             finish.notify_one();
             assert_eq!(Body::from(first.into_body()).collect(10).await.unwrap(), "ab");
@@ -548,5 +554,240 @@ async fn who_leaves_costs_no_other_one_its_connection() {
             assert_eq!(stayer.await.unwrap().unwrap(), "ab");
         }
         assert_eq!(connects(&metrics, "ok"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_closed_connection_keeps_no_good_one_out_of_the_pool() {
+    let close = Arc::new(Notify::new());
+    let (tell, mut asked) = mpsc::unbounded_channel();
+    let (go, held) = (Arc::new(Notify::new()), close.clone());
+    let answer = go.clone();
+    let server = Server::start(move |mut stream, number| {
+        let (tell, go, close) = (tell.clone(), answer.clone(), held.clone());
+        async move {
+            while h1_request(&mut stream).await {
+                let _ = tell.send(number);
+                if number == 0 {
+                    go.notified().await;
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na").await.unwrap();
+                if number > 0 {
+                    close.notified().await;
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let (client, metrics) = client(&server.url, |upstream| upstream.max_idle = 1);
+    let until = tokio::time::Instant::now() + PATIENCE;
+    let wait = async |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            assert!(tokio::time::Instant::now() < until, "it never comes");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let slow = tokio::spawn({
+        let (client, base) = (client.clone(), server.url.clone());
+        async move { ask(&client, &base).await }
+    });
+    assert_eq!(told(&mut asked).await, 0);
+    ask(&client, &server.url).await.unwrap();
+    wait(&|| client.idle() == 1).await;
+    close.notify_one();
+    wait(&|| client.idle() == 0 && metrics.upstream_connections.get() == 1).await;
+    go.notify_one();
+    slow.await.unwrap().unwrap();
+    wait(&|| client.idle() == 1).await;
+    assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
+async fn the_second_try_takes_none_of_the_connections_that_died_with_the_first_ones() {
+    const CONNECTIONS: usize = 200;
+    let (tell, mut streams) = mpsc::unbounded_channel();
+    let all = Arc::new(tokio::sync::Barrier::new(CONNECTIONS));
+    let server = Server::start(move |mut stream, number| {
+        let (tell, all) = (tell.clone(), all.clone());
+        async move {
+            h1_request(&mut stream).await;
+            if number < CONNECTIONS {
+                all.wait().await;
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na").await.unwrap();
+            let _ = tell.send(stream);
+        }
+    })
+    .await;
+    let (client, _) = client(&server.url, |upstream| upstream.max_idle = CONNECTIONS as u32);
+    for result in futures_all((0..CONNECTIONS).map(|_| ask(&client, &server.url))).await {
+        result.unwrap();
+    }
+    let mut held = Vec::new();
+    while held.len() < CONNECTIONS {
+        held.push(told(&mut streams).await);
+    }
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while client.idle() < CONNECTIONS {
+        assert!(tokio::time::Instant::now() < until, "they never come back");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(held);
+    // The runtime hears of all the ends, and this goes on before the connections do.
+    tokio::task::yield_now().await;
+    let sent = send_twice(client, request(&server.url), Bytes::from_static(b"{}"));
+    // One whose end came too late to be heard of would be cut.
+    if let Err(error) = tokio::time::timeout(PATIENCE, sent).await.expect("it ends") {
+        assert_eq!(of_error(&error), CUT, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn over_h2_a_write_without_a_body_leaves_doubt_when_the_connection_ends_as_it_begins() {
+    for (method, frames, delivery) in
+        [(Method::POST, goaway(0), CUT), (Method::POST, reset(7), UNSENT), (Method::GET, goaway(0), UNSENT)]
+    {
+        let server = Server::start(move |mut stream, _| {
+            let frames = frames.clone();
+            async move {
+                if h2_request(&mut stream).await {
+                    let _ = stream.write_all(&frames).await;
+                }
+            }
+        })
+        .await;
+        let (client, _) = client(&server.url, h2);
+        let mut request = request(&server.url).map(|_| Body::empty());
+        *request.method_mut() = method;
+        let error = client.send(request).await.expect_err("it fails");
+        assert_eq!(of_error(&error), delivery, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn over_h2_a_failed_attempt_is_one_failure_of_connecting() {
+    let go = Arc::new(Notify::new());
+    let held = go.clone();
+    let server = Server::start(move |stream, _| {
+        let go = held.clone();
+        async move {
+            go.notified().await;
+            drop(stream);
+        }
+    })
+    .await;
+    let (client, metrics) = client(&server.url, |upstream| {
+        h2(upstream);
+        upstream.connect_timeout = raw::Span(Duration::from_secs(25));
+    });
+    let end = async {
+        while server.connections() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        go.notify_one();
+        Vec::new()
+    };
+    let all = async { futures_all((0..25).map(|_| ask(&client, &server.url))).await };
+    let (results, _): (_, Vec<()>) = tokio::join!(all, end);
+    let found: Vec<_> = results.into_iter().map(|result| of_error(&result.unwrap_err())).collect();
+    assert_eq!(found.iter().filter(|delivery| **delivery == CONNECT).count(), 1, "{found:?}");
+    assert_eq!(found.iter().filter(|delivery| **delivery == UNSENT).count(), 24, "{found:?}");
+    assert_eq!(connects(&metrics, "protocol"), 1);
+
+    // Silence all have waited out.
+    let silent = Server::start(|stream, _| freeze(stream)).await;
+    let (client, metrics) = self::client(&silent.url, |upstream| {
+        h2(upstream);
+        upstream.connect_timeout = millis(200);
+    });
+    for result in futures_all((0..5).map(|_| ask(&client, &silent.url))).await {
+        assert_eq!(of_error(&result.unwrap_err()), CONNECT);
+    }
+    assert_eq!(connects(&metrics, "timeout"), 1);
+}
+
+/// A stream that fails with an alert of the peer's.
+struct Alert;
+
+impl hyper::rt::Read for Alert {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: hyper::rt::ReadBufCursor<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateExpired);
+        std::task::Poll::Ready(Err(std::io::Error::new(std::io::ErrorKind::InvalidData, alert)))
+    }
+}
+
+impl hyper::rt::Write for Alert {
+    fn poll_write(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        std::task::Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn an_alert_about_our_certificate_is_believed_on_a_new_connection_only() {
+    let (_sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Body>(Alert).await.expect("nothing is read yet");
+    let error = connection.await.expect_err("it fails");
+    assert_eq!(of_error(&failed(&error, true)), CONNECT);
+    assert_eq!(of_error(&failed(&error, false)), CUT);
+}
+
+#[tokio::test]
+async fn a_hurried_caller_that_gets_no_connection_in_time_blames_nobody() {
+    use crate::context::{Call, Credential, Lane, UpstreamRequest};
+    use tower::Service as _;
+    let silent = Server::start(|stream, _| freeze(stream)).await;
+    let mut settings = Settings::default();
+    settings.upstream.base_url = silent.url.replace("http:", "https:");
+    settings.upstream.connect_timeout = raw::Span(Duration::from_secs(25));
+    let config = Arc::new(Snapshot::of(settings).unwrap());
+    let current = config.clone();
+    let metrics = Metrics::new();
+    let client = Client::new(Arc::new(move || current.clone()), &metrics).unwrap();
+    let base = config.settings.upstream.base_url.parse().unwrap();
+    let clock = crate::clock::Clock::system();
+    let attempt = super::Attempt::new(client, &base, &config.routes.groups(), clock, metrics).unwrap();
+    let call = |is_hurried| Call {
+        lane: Lane::LiveWrite,
+        route: config.routes.find(&Method::POST, "/bookings").clone(),
+        is_read: false,
+        config: config.clone(),
+        credential: Credential::None,
+        deadline: tokio::time::Instant::now() + Duration::from_millis(100),
+        is_hurried,
+        whole_until: None,
+        before_send: None,
+        observer: None,
+        slot: None,
+        resends_unsent: false,
+    };
+    // The second has waited for something else before, most of its route's time.
+    for is_hurried in [true, false] {
+        let sent =
+            attempt.clone().call(UpstreamRequest { request: request(&silent.url), call: call(is_hurried) });
+        let error = tokio::time::timeout(PATIENCE, sent).await.expect("it ends").expect_err("no connection");
+        assert_eq!(of_error(&error), Delivery::NotSent(Unsent::Ours), "{error}");
     }
 }

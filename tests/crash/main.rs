@@ -15,6 +15,7 @@ mod process;
 mod cache;
 mod outage;
 mod random;
+mod store;
 mod unknown;
 
 use serde_json::Value;

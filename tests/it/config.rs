@@ -138,6 +138,7 @@ fn row_with(path: &str, dir: &Path) -> toml::Table {
         "route[].max_stale" => "max_stale = \"7s\"".to_owned(),
         "route[].cache" => "cache = false".to_owned(),
         "route[].override_revalidation" => "override_revalidation = false".to_owned(),
+        "route[].object_fallback" => "path = \"/shipments/:id\"\nobject_fallback = false".to_owned(),
         "route[].queue" => "method = \"POST\"\nqueue = \"never\"".to_owned(),
         "route[].queue_max_body" => "method = \"POST\"\nqueue_max_body = \"2MiB\"".to_owned(),
         "route[].trust_503" => "method = \"POST\"\ntrust_503 = true".to_owned(),
@@ -537,6 +538,26 @@ async fn a_bad_file_keeps_the_old_configuration_and_says_why() {
     assert_eq!(config["last_reload"]["is_successful"], true);
     assert!(config["generation"].as_u64().unwrap() >= 2);
     assert!(proxy.metric("seawall_config_reload_success_timestamp_seconds").await >= started);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_whose_caller_leaves_is_done_to_its_end() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &[]).await;
+    let mut reload = Box::pin(proxy.app.as_ref().unwrap().reload());
+    // Begins it, no more.
+    std::future::poll_fn(|cx| {
+        let _ = reload.as_mut().poll(cx);
+        std::task::Poll::Ready(())
+    })
+    .await;
+    drop(reload);
+    let count = async || {
+        let text = proxy.admin(Method::GET, "/metrics", None).await.body;
+        let text = std::str::from_utf8(&text).unwrap().to_owned();
+        text.contains("seawall_config_reloads_total{result=\"ok\"} 1\n")
+    };
+    assert_eventually!(count().await);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 mod architecture;
 mod breaker;
 mod config;
+mod deploy;
 mod docs;
 mod identity;
 mod path;

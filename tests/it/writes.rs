@@ -520,7 +520,9 @@ async fn without_a_disk_nothing_is_acknowledged_and_creates_say_so() {
     }
     let ready = proxy.admin(Method::GET, "/readyz", None).await;
     assert_eq!(ready.status, 503, "{ready:?}");
-    assert_eq!(proxy.get(&path).await.source(), "seawall", "never read, so nothing to serve");
+    assert_eq!(proxy.get(&path).await.source(), "stale", "out of the list that was read");
+    let refused = proxy.send(Method::GET, "/shipments/1", &[], "").await;
+    assert_eq!(refused.source(), "seawall", "never read, so nothing to serve");
     assert_eq!(proxy.get("/shipments?per=1").await.source(), "stale");
     simulator.clear_faults();
     assert_eventually!(proxy.get(&path).await.source() == "upstream");

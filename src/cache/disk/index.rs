@@ -1,12 +1,12 @@
 //! Pure. What lies where in the log, and what goes when it is full.
 //!
-//! One slot a copy, about 100 bytes, at most [`MAX_COPIES`]: small enough to stay in memory whole, so that asking for
+//! One slot a copy, about 150 bytes, at most [`MAX_COPIES`]: small enough to stay in memory whole, so that asking for
 //! what is not there never touches the disk. A segment is given up as a whole, the oldest first; what was used of late
 //! in it is carried over to the end of the log ([`Index::carried`]), the rest is forgotten.
 
 use super::record::{Header, Id, Kind, Place};
 use crate::ids::PartitionId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The most copies that are known; above it, those that were not used for the longest time go.
 pub(crate) const MAX_COPIES: usize = 262_144;
@@ -26,6 +26,8 @@ pub(crate) struct Slot {
     pub(crate) used: u64,
     /// `None`: it was found at the start.
     pub(crate) note: Option<Note>,
+    /// It is not to be served any more; its deletion waits to be written.
+    pub(crate) is_gone: bool,
 }
 
 /// What this process wrote of a copy.
@@ -43,6 +45,8 @@ pub(crate) struct Note {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     slots: BTreeMap<Id, Slot>,
+    /// Which copies have a part in a segment.
+    parts: BTreeSet<(u64, Id)>,
     /// Live bytes by segment.
     live: BTreeMap<u64, u64>,
     live_bytes: u64,
@@ -91,7 +95,19 @@ impl Index {
 
     /// Whether any variant of a key is there.
     pub(crate) fn has(&self, key: &[u8; 32]) -> bool {
-        self.slots.range(Id::first(key)..=Id::last(key)).next().is_some()
+        self.slots.range(Id::first(key)..=Id::last(key)).any(|(_, slot)| !slot.is_gone)
+    }
+
+    /// The variants of a key, with those that are gone.
+    pub(crate) fn ids(&self, key: &[u8; 32]) -> Vec<Id> {
+        self.slots.range(Id::first(key)..=Id::last(key)).map(|(id, _)| *id).collect()
+    }
+
+    /// A copy is not to be served any more.
+    pub(crate) fn forget(&mut self, id: &Id) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.is_gone = true;
+        }
     }
 
     /// The variants of a key, which are used by that.
@@ -99,6 +115,7 @@ impl Index {
         let uses = &mut self.uses;
         self.slots
             .range_mut(Id::first(key)..=Id::last(key))
+            .filter(|(_, slot)| !slot.is_gone)
             .map(|(id, slot)| {
                 *uses += 1;
                 slot.used = *uses;
@@ -145,9 +162,11 @@ impl Index {
             body,
             used,
             note: None,
+            is_gone: false,
         };
         for part in slot.parts() {
             *self.live.entry(part.segment).or_default() += u64::from(part.length);
+            self.parts.insert((part.segment, header.id));
         }
         self.live_bytes += slot.bytes();
         self.slots.insert(header.id, slot);
@@ -156,6 +175,7 @@ impl Index {
     pub(crate) fn remove(&mut self, id: &Id) -> Option<Slot> {
         let slot = self.slots.remove(id)?;
         for part in slot.parts() {
+            self.parts.remove(&(part.segment, *id));
             if let Some(live) = self.live.get_mut(&part.segment) {
                 *live = live.saturating_sub(u64::from(part.length));
             }
@@ -167,17 +187,20 @@ impl Index {
     /// What to carry over when a segment is given up: what was used last, up to so many bytes. All that has a part
     /// in it is named.
     pub(crate) fn carried(&self, segment: u64, limit: u64) -> Carried {
+        // Not all copies are looked at: readers wait for the lock meanwhile.
         let mut here: Vec<(&Id, &Slot)> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.record.segment == segment || slot.body.segment == segment)
+            .parts
+            .range((segment, Id([0; 24]))..=(segment, Id([0xff; 24])))
+            .filter_map(|(_, id)| Some((id, self.slots.get(id)?)))
             .collect();
         here.sort_unstable_by_key(|(_, slot)| std::cmp::Reverse(slot.used));
         let mut carried = Carried::default();
         let mut bytes = 0;
         for (id, slot) in here {
-            bytes += slot.bytes();
-            if bytes <= limit { carried.kept.push(*id) } else { carried.dropped.push(*id) }
+            if !slot.is_gone {
+                bytes += slot.bytes();
+            }
+            if bytes <= limit && !slot.is_gone { carried.kept.push(*id) } else { carried.dropped.push(*id) }
         }
         carried
     }
@@ -188,8 +211,9 @@ impl Index {
             return Vec::new();
         }
         let mut all: Vec<(u64, Id)> = self.slots.iter().map(|(id, slot)| (slot.used, *id)).collect();
-        all.sort_unstable();
-        all.truncate(all.len() - MAX_COPIES + MAX_COPIES / 8);
+        let surplus = all.len() - MAX_COPIES + MAX_COPIES / 8;
+        all.select_nth_unstable(surplus);
+        all.truncate(surplus);
         all.into_iter().map(|(_, id)| id).collect()
     }
 
@@ -278,6 +302,7 @@ mod tests {
         index.apply(&header(Kind::Delete, 1, 0, 0), 2, 1200);
         index.apply(&header(Kind::Delete, 2, 0, 0), 2, 1300);
         assert_eq!((index.live_bytes(), index.len(), index.live[&1], index.live[&2]), (0, 0, 0, 0));
+        assert!(index.parts.is_empty());
     }
 
     #[test]

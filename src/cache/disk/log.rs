@@ -19,7 +19,7 @@ use super::index::{Carried, Index, Slot};
 use super::record::{HEADER, Head, Header, Id, Kind, MAX_HEAD, Place};
 use crate::ids::PartitionId;
 use crate::store::{DataLock, Io, Keys, OpenError, Seals, Step, fs};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
@@ -33,6 +33,8 @@ const LEAST_SEGMENT: u64 = 256 * 1024;
 const LARGEST_SEGMENT: u64 = 16 << 20;
 /// A log has about so many segments.
 const SEGMENTS: u64 = 32;
+/// And about so many at most.
+const MOST_SEGMENTS: u64 = 256;
 const HEAD_TREE: u8 = b'h';
 const BODY_TREE: u8 = b'b';
 
@@ -60,14 +62,13 @@ pub(crate) struct Log {
     current: Option<u64>,
     next: u64,
     table: Arc<Mutex<Table>>,
-    /// The partitions of which something was found at the start.
-    pub(crate) partitions: HashSet<PartitionId>,
     bytes: u64,
     is_dirty: bool,
 }
 
 struct Segment {
-    file: Arc<File>,
+    /// `None`: it cannot be opened. It still takes room, and goes when its turn comes.
+    file: Option<Arc<File>>,
     bytes: u64,
 }
 
@@ -108,22 +109,62 @@ pub(crate) enum Written {
     Gone,
 }
 
+/// Gives back the space of a log that cannot be opened, the oldest files first, until so many bytes are free. Gives the
+/// bytes given up. One that another process has, or a newer version wrote, is left alone. Blocks.
+pub(crate) fn give_back(dir: &Path, io: &dyn Io, wanted: u64) -> Result<u64, LogError> {
+    if !std::fs::exists(dir)? || io.free_bytes(dir)? >= wanted {
+        return Ok(0);
+    }
+    refuse_newer(dir)?;
+    let _lock = DataLock::acquire(dir, Duration::ZERO)?;
+    let mut given = 0;
+    for number in numbers(dir)? {
+        if io.free_bytes(dir)? >= wanted {
+            break;
+        }
+        let path = path(dir, number);
+        let bytes = std::fs::symlink_metadata(&path)?.len();
+        std::fs::remove_file(&path)?;
+        given += bytes;
+    }
+    Ok(given)
+}
+
+fn refuse_newer(dir: &Path) -> Result<(), LogError> {
+    match std::fs::read_to_string(dir.join("VERSION")) {
+        Ok(text) => match text.trim().parse::<u32>() {
+            Ok(found) if found > VERSION => Err(LogError::Newer { path: dir.to_owned(), found }),
+            _ => Ok(()),
+        },
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The segments, in their order.
+fn numbers(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for file in std::fs::read_dir(dir)? {
+        let name = file?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("seg-")?.strip_suffix(".log"));
+        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("seg-{number:010}.log"))
+}
+
 // === impl Log ===
 
 impl Log {
     /// Opens the log in `dir`, made where there is none.
     pub(crate) fn open(dir: &Path, keys: &Keys, max: u64, io: Arc<dyn Io>) -> Result<Self, LogError> {
-        let version = dir.join("VERSION");
-        match std::fs::read_to_string(&version) {
-            Ok(text) => match text.trim().parse::<u32>() {
-                Ok(found) if found > VERSION => return Err(LogError::Newer { path: dir.to_owned(), found }),
-                _ => {}
-            },
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {}
-            Err(error) => return Err(error.into()),
-        }
+        refuse_newer(dir)?;
         let lock = DataLock::acquire(dir, Duration::ZERO)?;
-        fs::durable_write_file(&version, format!("{VERSION}\n").as_bytes())?;
+        fs::durable_write_file(&dir.join("VERSION"), format!("{VERSION}\n").as_bytes())?;
         let seals = Seals::open(dir, keys)?;
         let mut log = Self {
             dir: dir.to_owned(),
@@ -135,27 +176,26 @@ impl Log {
             current: None,
             next: 1,
             table: Arc::default(),
-            partitions: HashSet::new(),
             bytes: 0,
             is_dirty: false,
         };
-        log.find()?;
+        let surplus = log.find()?;
         log.table().index.order_by_time();
+        if let Err(error) = log.delete_unknown(surplus) {
+            tracing::warn!(%error, "copies that are too many stay in the cache on disk until their files go");
+        }
         // More than there may be now: the setting was lowered.
-        log.shrink(log.max);
+        if let Err(error) = log.shrink(log.max) {
+            tracing::warn!(%error, "the cache on disk is larger than it may be");
+        }
         Ok(log)
     }
 
-    /// Reads the headers of all segments, in their order.
-    fn find(&mut self) -> io::Result<()> {
-        let mut numbers = Vec::new();
-        for file in std::fs::read_dir(&self.dir)? {
-            let name = file?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("seg-")?.strip_suffix(".log"));
-            numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
-        }
-        numbers.sort_unstable();
-        for number in numbers {
+    /// Reads the headers of all segments, in their order. Gives those that are there and not known, because they are
+    /// too many.
+    fn find(&mut self) -> io::Result<HashMap<Id, PartitionId>> {
+        let mut surplus = HashMap::new();
+        for number in numbers(&self.dir)? {
             self.next = self.next.max(number.saturating_add(1));
             let path = self.path(number);
             match File::options().read(true).write(true).open(&path).and_then(|file| {
@@ -167,23 +207,32 @@ impl Log {
                     let _ = std::fs::remove_file(&path);
                 }
                 Ok((file, bytes)) => {
-                    if let Err(error) = self.read_headers(number, &file, bytes) {
+                    if let Err(error) = self.read_headers(number, &file, bytes, &mut surplus) {
                         tracing::warn!(path = %path.display(), %error, "a part of the cache on disk cannot be read");
                     }
                     let file = Arc::new(file);
                     self.bytes += bytes;
                     self.table().files.insert(number, file.clone());
-                    self.segments.insert(number, Segment { file, bytes });
+                    self.segments.insert(number, Segment { file: Some(file), bytes });
                 }
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "a part of the cache on disk cannot be opened");
+                    let bytes = std::fs::symlink_metadata(&path).map_or(0, |found| found.len());
+                    self.bytes += bytes;
+                    self.segments.insert(number, Segment { file: None, bytes });
                 }
             }
         }
-        Ok(())
+        Ok(surplus)
     }
 
-    fn read_headers(&mut self, number: u64, file: &File, bytes: u64) -> io::Result<()> {
+    fn read_headers(
+        &mut self,
+        number: u64,
+        file: &File,
+        bytes: u64,
+        surplus: &mut HashMap<Id, PartitionId>,
+    ) -> io::Result<()> {
         let mut reader = BufReader::with_capacity(64 * 1024, file);
         let mut offset = 0;
         let mut buffer = [0; HEADER];
@@ -197,10 +246,15 @@ impl Log {
                 );
                 return Ok(());
             };
-            self.table().index.apply(&header, number, offset);
-            if header.kind == Kind::Put {
-                self.partitions.insert(header.partition);
+            let mut table = self.table();
+            table.index.apply(&header, number, offset);
+            if !surplus.is_empty() && header.kind != Kind::Renew {
+                surplus.remove(&header.id);
             }
+            for id in table.index.surplus() {
+                surplus.extend(table.index.remove(&id).map(|slot| (id, slot.partition)));
+            }
+            drop(table);
             offset += header.whole();
             reader.seek_relative((header.whole() - HEADER as u64).cast_signed())?;
         }
@@ -244,9 +298,10 @@ impl Log {
             return Ok(Written::Gone);
         }
         self.append(&bytes)?;
-        let mut table = self.table();
-        for id in table.index.surplus() {
-            table.index.remove(&id);
+        let surplus = self.table().index.surplus();
+        for id in surplus {
+            // On disk too: what is not known cannot be purged.
+            self.delete(&id)?;
         }
         Ok(Written::Yes)
     }
@@ -254,18 +309,22 @@ impl Log {
     /// Deletes a copy, so that no start finds it again. Tells whether it was there.
     pub(crate) fn delete(&mut self, id: &Id) -> io::Result<bool> {
         let Some(slot) = self.slot(id) else { return Ok(false) };
-        let header = Header {
-            kind: Kind::Delete,
-            id: *id,
-            partition: slot.partition,
-            stamp: slot.stamp,
-            at: 0,
-            head: 0,
-            body: 0,
-        };
-        self.make_room(HEADER as u64)?;
-        self.append(&header.encode())?;
+        self.append_deletion(*id, slot.partition, slot.stamp)?;
         Ok(true)
+    }
+
+    fn append_deletion(&mut self, id: Id, partition: PartitionId, stamp: u64) -> io::Result<()> {
+        let header = Header { kind: Kind::Delete, id, partition, stamp, at: 0, head: 0, body: 0 };
+        self.make_room(HEADER as u64)?;
+        self.append(&header.encode())
+    }
+
+    /// Deletes copies that are on disk and not in the index.
+    fn delete_unknown(&mut self, copies: HashMap<Id, PartitionId>) -> io::Result<()> {
+        for (id, partition) in copies {
+            self.append_deletion(id, partition, 0)?;
+        }
+        self.sync()
     }
 
     /// Makes what was written last over a power cut.
@@ -273,21 +332,33 @@ impl Log {
         if !self.is_dirty {
             return Ok(());
         }
-        if let Some(segment) = self.current.and_then(|number| self.segments.get(&number)) {
+        let segment = self.current.and_then(|number| self.segments.get(&number));
+        if let Some(file) = segment.and_then(|segment| segment.file.as_ref()) {
             self.io.at(Step::Sync, &self.dir)?;
-            segment.file.sync_data()?;
+            file.sync_data()?;
         }
         self.is_dirty = false;
         Ok(())
     }
 
     /// Gives up the oldest segments, with all that is in them, until so many bytes are left at most.
-    pub(crate) fn shrink(&mut self, limit: u64) {
+    pub(crate) fn shrink(&mut self, limit: u64) -> io::Result<()> {
         while self.bytes > limit
             && let Some(number) = self.segments.keys().next().copied()
         {
-            self.give_up(number);
+            self.give_up(number)?;
         }
+        Ok(())
+    }
+
+    /// Gives up all of it, over a power cut too. What cannot be deleted is the error; all else is gone.
+    pub(crate) fn clear(&mut self) -> io::Result<()> {
+        let numbers: Vec<u64> = self.segments.keys().copied().collect();
+        let mut result = Ok(());
+        for number in numbers {
+            result = result.and(self.give_up(number));
+        }
+        if std::fs::exists(&self.dir)? { result.and(fs::sync_dir(&self.dir)) } else { result }
     }
 
     /// Bytes free on the volume. A folder that somebody removed is made again.
@@ -338,12 +409,12 @@ impl Log {
         }
         let number = self.current.expect("it was begun just now");
         let segment = self.segments.get_mut(&number).expect("it is among them");
+        let file = segment.file.as_ref().expect("what is written is open");
         let offset = segment.bytes;
-        let written =
-            self.io.at(Step::Write, &self.dir).and_then(|()| segment.file.write_all_at(bytes, offset));
+        let written = self.io.at(Step::Write, &self.dir).and_then(|()| file.write_all_at(bytes, offset));
         if let Err(error) = written {
             // Nothing goes behind bytes that are unknown.
-            let _ = segment.file.set_len(offset);
+            let _ = file.set_len(offset);
             self.current = None;
             return Err(error);
         }
@@ -364,7 +435,7 @@ impl Log {
         self.next += 1;
         let file = Arc::new(file);
         self.table().files.insert(number, file.clone());
-        self.segments.insert(number, Segment { file, bytes: 0 });
+        self.segments.insert(number, Segment { file: Some(file), bytes: 0 });
         self.current = Some(number);
         Ok(())
     }
@@ -372,7 +443,8 @@ impl Log {
     // --- room
 
     fn segment_size(&self) -> u64 {
-        (self.max / SEGMENTS).clamp(LEAST_SEGMENT, LARGEST_SEGMENT)
+        // One open file each: so a large log has large ones, and not many.
+        (self.max / SEGMENTS).clamp(LEAST_SEGMENT, LARGEST_SEGMENT).max(self.max / MOST_SEGMENTS)
     }
 
     /// Room for so many more bytes. What is carried over fits in what must be free besides.
@@ -389,8 +461,7 @@ impl Log {
     fn carry_over(&mut self, number: u64, limit: u64) -> io::Result<()> {
         if self.current == Some(number) {
             // The only one: nothing can be carried to itself.
-            self.give_up(number);
-            return Ok(());
+            return self.give_up(number);
         }
         let Carried { kept, .. } = self.table().index.carried(number, limit);
         for id in &kept {
@@ -404,32 +475,40 @@ impl Log {
             // Before the old place is gone.
             self.sync()?;
         }
-        self.give_up(number);
-        Ok(())
+        self.give_up(number)
     }
 
-    fn give_up(&mut self, number: u64) {
+    /// Nothing of a segment is served any more. With an error its file is still there, and still counts.
+    fn give_up(&mut self, number: u64) -> io::Result<()> {
         {
             let mut table = self.table();
             table.index.forget_segment(number);
             table.files.remove(&number);
         }
-        if let Some(segment) = self.segments.remove(&number) {
-            self.bytes -= segment.bytes;
-        }
         if self.current == Some(number) {
             self.current = None;
             self.is_dirty = false;
         }
-        if let Err(error) = std::fs::remove_file(self.path(number))
+        let path = self.path(number);
+        if let Err(error) = std::fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(path = %self.path(number).display(), %error, "a part of the cache on disk stays");
+            // Its content at least.
+            let file = self.segments.get(&number).and_then(|segment| segment.file.as_ref());
+            let emptied = file.map(|file| file.set_len(0).and_then(|()| file.sync_data()));
+            if !matches!(emptied, Some(Ok(()))) {
+                tracing::warn!(path = %path.display(), %error, "a part of the cache on disk stays");
+                return Err(error);
+            }
         }
+        if let Some(segment) = self.segments.remove(&number) {
+            self.bytes -= segment.bytes;
+        }
+        Ok(())
     }
 
     fn path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("seg-{number:010}.log"))
+        path(&self.dir, number)
     }
 }
 

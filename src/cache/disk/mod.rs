@@ -6,7 +6,11 @@
 //! time, at most every 30 s. Whether something is there is answered from memory ([`Disk::may_have`]); only then is the
 //! disk read.
 //!
+//! A read has no time limit here, so who is on the way of a request sets one. However many ask for a key, it is read
+//! once, and at most [`READS`] keys are read at once: a disk that stands still holds so many threads and no more.
+//!
 //! Invariants:
+//! - What was forgotten is not given any more from that moment on, however long its deletion takes to be written.
 //! - Nothing that goes wrong here is more than a miss: what cannot be opened leaves a proxy without a second tier, which
 //!   says so in the log, the status and `seawall_cache_disk_up`, and tries again; what cannot be read is forgotten.
 //! - The files take at most `cache.disk_max`, copies made for tidying included (see `log`).
@@ -43,12 +47,12 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use record::{Head, Id, Source};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OnceCell, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 /// How the tier is run.
@@ -74,9 +78,13 @@ pub(crate) struct Disk {
     run: u64,
     started: Instant,
     seed: [u64; 2],
+    // Whoever holds more than one of these locks took them in this order; the table's comes last.
+    reading: Mutex<Reading>,
     pending: Mutex<Pending<Kept>>,
     has_pending: Notify,
-    reading: Mutex<Reading>,
+    /// What is being read, so that it is read once.
+    finds: Mutex<HashMap<Key, Weak<Find>>>,
+    reads: Arc<Semaphore>,
     phase: watch::Sender<Phase>,
     commands: mpsc::Sender<Command>,
     counters: Counters,
@@ -90,7 +98,7 @@ pub(crate) struct Kept {
 }
 
 /// A copy that was on disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Restored {
     pub(crate) status: StatusCode,
     /// The origin's fields.
@@ -100,6 +108,21 @@ pub(crate) struct Restored {
     pub(crate) facts: Facts,
     pub(crate) at: Timestamp,
     pub(crate) began: Moment,
+    /// Whether this process wrote it.
+    pub(crate) is_own: bool,
+    id: Id,
+    /// Names its body. `None`: it was not on disk yet.
+    stamp: Option<u64>,
+}
+
+/// What comes of reading a key.
+type Find = OnceCell<Arc<[Restored]>>;
+
+/// One who waits for a key to be read.
+struct Finding<'a> {
+    disk: &'a Disk,
+    key: Key,
+    find: Arc<Find>,
 }
 
 /// Whether there is a tier.
@@ -177,10 +200,9 @@ pub struct DiskStats {
     pub dropped: BTreeMap<&'static str, u64>,
 }
 
-#[derive(Default)]
 enum Reading {
-    #[default]
-    Nothing,
+    /// There is nothing to read, and these keys were forgotten meanwhile.
+    Nothing(HashSet<Key>),
     From(Arc<Mutex<Table>>, Arc<Seals>),
 }
 
@@ -216,6 +238,10 @@ struct Writer {
     may_open: bool,
 }
 
+/// Keys whose deletion is remembered while there is no log.
+const FORGOTTEN: usize = 16_384;
+/// Keys that are read at once.
+const READS: usize = 16;
 /// What the writer gathers before it writes.
 const GATHER: Duration = Duration::from_millis(200);
 /// How often it looks at the free space.
@@ -241,9 +267,11 @@ impl Disk {
             run: fastrand::u64(1..),
             started: Instant::now(),
             seed: [fastrand::u64(..) | 1, fastrand::u64(..) | 1],
+            reading: Mutex::new(Reading::Nothing(HashSet::new())),
             pending: Mutex::default(),
             has_pending: Notify::new(),
-            reading: Mutex::default(),
+            finds: Mutex::default(),
+            reads: Arc::new(Semaphore::new(READS)),
             phase: watch::Sender::new(Phase::Loading),
             commands,
             counters: Counters::new(metrics),
@@ -268,6 +296,8 @@ impl Disk {
     /// A copy is to be on disk. Never waits.
     pub(crate) fn keep(&self, key: Key, entry: &Arc<Entry>) {
         if entry.status != StatusCode::OK {
+            // It is in the place of what may be on disk.
+            self.forget_all(&key);
             return;
         }
         if matches!(&*self.phase.borrow(), Phase::Off(_)) {
@@ -281,19 +311,35 @@ impl Disk {
 
     /// A copy is not to be on disk any more. Never waits.
     pub(crate) fn forget(&self, key: &Key, entry: &Entry) {
-        self.offer(Id::of(&key.0, entry.selecting()), Change::Delete, 64);
+        self.delete(&[Id::of(&key.0, entry.selecting())]);
     }
 
     /// No variant of a key is to be on disk any more. Never waits.
     pub(crate) fn forget_all(&self, key: &Key) {
-        let ids: Vec<Id> = match &*lock(&self.reading) {
-            Reading::Nothing => return,
-            Reading::From(table, _) => {
-                lock(table).index.variants(&key.0).into_iter().map(|(id, _)| id).collect()
+        let mut ids = lock(&self.pending).ids(&key.0);
+        match &mut *lock(&self.reading) {
+            Reading::Nothing(forgotten) if forgotten.len() < FORGOTTEN => {
+                forgotten.insert(*key);
             }
-        };
+            Reading::Nothing(_) => self.counters.drop("full"),
+            Reading::From(table, _) => ids.extend(lock(table).index.ids(&key.0)),
+        }
+        self.delete(&ids);
+    }
+
+    fn delete(&self, ids: &[Id]) {
+        if ids.is_empty() {
+            return;
+        }
+        // In this order: what is being written meanwhile looks for its deletion when it is done.
         for id in ids {
-            self.offer(id, Change::Delete, 64);
+            self.offer(*id, Change::Delete, 64);
+        }
+        if let Reading::From(table, _) = &*lock(&self.reading) {
+            let mut table = lock(table);
+            for id in ids {
+                table.index.forget(id);
+            }
         }
     }
 
@@ -305,10 +351,31 @@ impl Disk {
         }
     }
 
+    /// There is a log. What was forgotten before is forgotten in it before anybody reads it.
+    fn read_from(&self, table: Arc<Mutex<Table>>, seals: Arc<Seals>) {
+        let mut reading = lock(&self.reading);
+        if let Reading::Nothing(forgotten) = &*reading {
+            let mut pending = lock(&self.pending);
+            let index = &mut lock(&table).index;
+            let ids: Vec<Id> = forgotten.iter().flat_map(|key| index.ids(&key.0)).collect();
+            for id in ids {
+                // What waits came later.
+                if pending.get(&id).is_none() {
+                    pending.offer(id, Change::Delete, 64);
+                    index.forget(&id);
+                }
+            }
+            for id in pending.deletions() {
+                index.forget(id);
+            }
+        }
+        *reading = Reading::From(table, seals);
+    }
+
     /// Whether any variant of this key is on disk, from memory alone. While the tier is being opened: no.
     pub(crate) fn may_have(&self, key: &Key) -> bool {
         match &*lock(&self.reading) {
-            Reading::Nothing => false,
+            Reading::Nothing(_) => false,
             Reading::From(table, _) => lock(table).index.has(&key.0),
         }
     }
@@ -316,6 +383,11 @@ impl Disk {
     /// Whether it is still being opened.
     pub(crate) fn is_loading(&self) -> bool {
         *self.phase.borrow() == Phase::Loading
+    }
+
+    /// Whether there is a tier.
+    pub(crate) fn is_on(&self) -> bool {
+        *self.phase.borrow() == Phase::On
     }
 
     /// Waits until it is open, or cannot be opened.
@@ -327,21 +399,61 @@ impl Disk {
         }
     }
 
-    /// The variants of a key that can be read.
-    pub(crate) async fn find(self: &Arc<Self>, key: &Key) -> Vec<Restored> {
-        let (handles, newest) = match &*lock(&self.reading) {
-            Reading::Nothing => return Vec::new(),
+    /// The variants of a key that can be read, the newest last.
+    pub(crate) async fn find(self: &Arc<Self>, key: &Key) -> Arc<[Restored]> {
+        let finding = Finding::of(self, *key);
+        finding.find.get_or_init(|| self.read(key)).await.clone()
+    }
+
+    async fn read(self: &Arc<Self>, key: &Key) -> Arc<[Restored]> {
+        let Ok(permit) = self.reads.clone().acquire_owned().await else { return Arc::default() };
+        let (waiting, handles, newest) = match &*lock(&self.reading) {
+            Reading::Nothing(_) => return Arc::default(),
             Reading::From(table, seals) => {
+                let pending = lock(&self.pending);
+                let waiting: Vec<Restored> = pending
+                    .of(&key.0)
+                    .filter_map(|(id, change)| match change {
+                        Change::Put(kept) => Some(Restored::of(*id, &kept.entry)),
+                        Change::Delete => None,
+                    })
+                    .collect();
                 let mut table = lock(table);
-                (table.handles(&key.0, seals), table.index.newest())
+                let mut handles = table.handles(&key.0, seals);
+                handles.retain(|handle| pending.get(&handle.id).is_none());
+                (waiting, handles, table.index.newest())
             }
         };
-        if handles.is_empty() {
-            return Vec::new();
-        }
         let (this, key) = (self.clone(), key.0);
-        let work = move || handles.iter().filter_map(|handle| this.restore(handle, &key, newest)).collect();
+        let work = move || {
+            // Who asked may be gone: the place is taken for as long as it is read.
+            let _permit = permit;
+            let read = handles.iter().filter_map(|handle| this.restore(handle, &key, newest));
+            let mut found: Vec<Restored> = waiting.into_iter().chain(read).collect();
+            found.sort_by_key(|restored| restored.at);
+            Arc::from(found)
+        };
         tokio::task::spawn_blocking(work).await.unwrap_or_default()
+    }
+
+    /// A disk that stands still for as long as this is held.
+    #[cfg(test)]
+    pub(crate) fn stall(&self) -> tokio::sync::OwnedSemaphorePermit {
+        self.reads.clone().try_acquire_many_owned(READS as u32).expect("nothing is read")
+    }
+
+    /// Whether what was read still holds: it was neither forgotten nor replaced meanwhile.
+    pub(crate) fn holds(&self, restored: &Restored) -> bool {
+        match &*lock(&self.reading) {
+            Reading::Nothing(_) => false,
+            Reading::From(table, _) => match lock(&self.pending).get(&restored.id) {
+                Some(Change::Delete) => false,
+                Some(Change::Put(_)) => restored.stamp.is_none(),
+                None => lock(table).index.get(&restored.id).is_some_and(|slot| {
+                    !slot.is_gone && restored.stamp.is_none_or(|stamp| stamp == slot.stamp)
+                }),
+            },
+        }
     }
 
     fn restore(&self, handle: &Handle, key: &[u8; 32], newest: i64) -> Option<Restored> {
@@ -360,6 +472,9 @@ impl Disk {
                 facts,
                 at: record::confirmed(handle.slot.at, newest, self.clock.now()),
                 began: Moment::of(head.began),
+                is_own: head.run == self.run,
+                id: handle.id,
+                stamp: Some(handle.slot.stamp),
             })
         });
         if restored.is_some() {
@@ -367,14 +482,14 @@ impl Disk {
         } else if self.is_current(handle) {
             // Not when it was only given up meanwhile.
             self.counters.drop("undecodable");
-            self.offer(handle.id, Change::Delete, 64);
+            self.delete(&[handle.id]);
         }
         restored
     }
 
     fn is_current(&self, handle: &Handle) -> bool {
         match &*lock(&self.reading) {
-            Reading::Nothing => false,
+            Reading::Nothing(_) => false,
             Reading::From(table, _) => lock(table)
                 .index
                 .get(&handle.id)
@@ -407,6 +522,23 @@ impl Disk {
         tokio::task::spawn_blocking(work).await.unwrap_or_default()
     }
 
+    /// Shows all copies that there are to somebody, and gives back what that made of them.
+    pub(crate) async fn survey<T: Default + Send + 'static>(
+        self: &Arc<Self>,
+        mut look: impl FnMut(&mut T, &Listed) + Send + 'static,
+    ) -> T {
+        let this = self.clone();
+        let work = move || {
+            let mut seen = T::default();
+            this.listed(None, usize::MAX, &mut |listed| {
+                look(&mut seen, listed);
+                false
+            });
+            seen
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_default()
+    }
+
     /// Blocks.
     fn listed(
         &self,
@@ -419,7 +551,7 @@ impl Disk {
         let mut last = after;
         while found.len() < limit {
             let handles: Vec<Handle> = match &*lock(&self.reading) {
-                Reading::Nothing => return found,
+                Reading::Nothing(_) => return found,
                 Reading::From(table, seals) => {
                     let table = lock(table);
                     let ids: Vec<Id> = table.index.after(last).take(STEP).map(|(id, _)| *id).collect();
@@ -457,7 +589,7 @@ impl Disk {
 
     pub(crate) fn stats(&self) -> DiskStats {
         let (entries, live_bytes) = match &*lock(&self.reading) {
-            Reading::Nothing => (0, 0),
+            Reading::Nothing(_) => (0, 0),
             Reading::From(table, _) => {
                 let table = lock(table);
                 (table.index.len() as u64, table.index.live_bytes())
@@ -540,8 +672,10 @@ impl Disk {
         let began = entry.began.number();
         let note = Note { print: self.print(&entry.body), began, at: self.millis() };
         let before = match &*lock(&self.reading) {
-            Reading::Nothing => None,
-            Reading::From(table, _) => lock(table).index.get(&id).and_then(|slot| slot.note),
+            Reading::Nothing(_) => None,
+            Reading::From(table, _) => {
+                lock(table).index.get(&id).filter(|slot| !slot.is_gone).and_then(|slot| slot.note)
+            }
         };
         let is_same = before.is_some_and(|before| before.print == note.print);
         if is_same && before.is_some_and(|before| before.began == began && note.at < before.at + RENEW) {
@@ -574,7 +708,13 @@ impl Disk {
             let counter = if write.body.is_some() { &self.counters.written } else { &self.counters.renewed };
             counter.inc();
             if let Reading::From(table, _) = &*lock(&self.reading) {
-                lock(table).index.note(&id, note);
+                let pending = lock(&self.pending);
+                let index = &mut lock(table).index;
+                index.note(&id, note);
+                if matches!(pending.get(&id), Some(Change::Delete)) {
+                    // It was forgotten while it was written.
+                    index.forget(&id);
+                }
             }
         }
         Ok(written)
@@ -584,6 +724,56 @@ impl Disk {
 impl std::fmt::Debug for Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Disk").field("dir", &self.options.dir).finish_non_exhaustive()
+    }
+}
+
+// === impl Restored ===
+
+impl Restored {
+    /// A copy that waits to be written.
+    fn of(id: Id, entry: &Entry) -> Self {
+        let mut selecting = HeaderMap::new();
+        for (name, values) in entry.selecting() {
+            for value in values {
+                selecting.append(name.clone(), value.clone());
+            }
+        }
+        Self {
+            status: entry.status,
+            fields: entry.head.clone(),
+            selecting,
+            body: entry.body.clone(),
+            facts: entry.facts.clone(),
+            at: entry.confirmed.at,
+            began: entry.began,
+            is_own: true,
+            id,
+            stamp: None,
+        }
+    }
+}
+
+// === impl Finding ===
+
+impl<'a> Finding<'a> {
+    fn of(disk: &'a Disk, key: Key) -> Self {
+        let mut finds = lock(&disk.finds);
+        let find = finds.get(&key).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let find = Arc::default();
+            finds.insert(key, Arc::downgrade(&find));
+            find
+        });
+        Self { disk, key, find }
+    }
+}
+
+impl Drop for Finding<'_> {
+    fn drop(&mut self) {
+        let mut finds = lock(&self.disk.finds);
+        // Nobody else waits for it, and under this lock nobody begins to.
+        if Arc::strong_count(&self.find) == 1 {
+            finds.remove(&self.key);
+        }
     }
 }
 
@@ -679,7 +869,7 @@ impl Writer {
                 let entries = lock(&table).index.len();
                 tracing::info!(entries, bytes = log.disk_bytes(), "the cache on disk is open");
                 self.disk.counters.disk.store(log.disk_bytes(), Ordering::Relaxed);
-                *lock(&self.disk.reading) = Reading::From(table, seals);
+                self.disk.read_from(table, seals);
                 self.log = Some(Box::new(log));
                 self.disk.counters.up.set(1);
                 self.disk.phase.send_replace(Phase::On);
@@ -694,18 +884,22 @@ impl Writer {
     }
 
     fn shut(&mut self, why: &str) {
-        *lock(&self.disk.reading) = Reading::Nothing;
+        *lock(&self.disk.reading) = Reading::Nothing(HashSet::new());
         self.log = None;
         self.disk.counters.up.set(0);
         self.disk.counters.disk.store(0, Ordering::Relaxed);
-        lock(&self.disk.pending).retain(|_, _| false);
+        lock(&self.disk.pending).retain(|_, change| matches!(change, Change::Delete));
         self.disk.phase.send_replace(Phase::Off(why.into()));
     }
 
     /// Looks at the free space, and again at a folder that could not be opened.
     async fn look(&mut self) {
         if self.log.is_none() {
-            return Box::pin(self.open()).await;
+            Box::pin(self.open()).await;
+            if self.log.is_none() {
+                self.give_back().await;
+            }
+            return;
         }
         if self.looked.is_some_and(|at| at.elapsed() < LOOK) {
             return;
@@ -721,7 +915,7 @@ impl Writer {
                 let before = log.disk_bytes();
                 while free < hard && log.disk_bytes() > 0 {
                     // A piece at a time: files go until there is space.
-                    log.shrink(log.disk_bytes() - 1);
+                    log.shrink(log.disk_bytes() - 1)?;
                     free = log.free_bytes()?;
                 }
                 Ok::<_, std::io::Error>((is_low, free, before - log.disk_bytes(), log.disk_bytes()))
@@ -751,6 +945,33 @@ impl Writer {
         }
     }
 
+    /// Makes space for the queue where there is a log that cannot be opened.
+    async fn give_back(&mut self) {
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let DiskOptions { dir, reserve, io, .. } = self.disk.options.clone();
+        let work = move || log::give_back(&dir, &*io, reserve + reserve / 4);
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(given_up)) => {
+                self.disk.counters.drop("space");
+                tracing::warn!(
+                    given_up,
+                    "space is short: files of a cache that cannot be opened are given up"
+                );
+            }
+            Ok(Err(error)) => {
+                let why = format!("space is short, and its files stay: {error}");
+                if *self.disk.phase.borrow() != Phase::Off(why.as_str().into()) {
+                    tracing::warn!(%error, "space is short, and the files of the cache stay");
+                    self.disk.phase.send_replace(Phase::Off(why.into()));
+                }
+            }
+        }
+    }
+
     /// Writes what waits: as much as the pace allows, or all.
     async fn write(&mut self, is_all: bool) {
         let now = Instant::now();
@@ -760,12 +981,13 @@ impl Writer {
             self.look().await;
         }
         loop {
-            let changes = lock(&self.disk.pending).take(&mut self.pace);
-            if changes.is_empty() && !(is_all && lock(&self.disk.pending).len() > 0) {
+            if self.log.is_none() {
+                // What was deleted may still be there when there is a log again.
+                lock(&self.disk.pending).retain(|_, change| matches!(change, Change::Delete));
                 return;
             }
-            if self.log.is_none() {
-                lock(&self.disk.pending).retain(|_, _| false);
+            let changes = lock(&self.disk.pending).take(&mut self.pace);
+            if changes.is_empty() && !(is_all && lock(&self.disk.pending).len() > 0) {
                 return;
             }
             let is_resting = self.rests_until.is_some_and(|until| now < until);
@@ -815,7 +1037,7 @@ impl Writer {
                     return Ok(found);
                 }
                 if which == Which::All {
-                    log.shrink(0);
+                    log.clear()?;
                 } else {
                     for listed in &found {
                         if let Ok(id) = listed.id.parse::<Id>() {

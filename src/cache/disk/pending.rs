@@ -4,7 +4,7 @@
 //! let in far longer, since losing one brings back what was gone. [`Pace`] is token buckets.
 
 use super::record::Id;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Copies that wait at most.
@@ -35,8 +35,10 @@ pub(crate) enum Offered {
 /// All that waits.
 #[derive(Debug)]
 pub(crate) struct Pending<T> {
-    changes: HashMap<Id, (Change<T>, usize)>,
+    changes: BTreeMap<Id, (Change<T>, usize)>,
     order: VecDeque<Id>,
+    /// What was taken last, and may be on its way to the disk.
+    taken: Vec<Id>,
     bytes: usize,
 }
 
@@ -62,7 +64,7 @@ struct Bucket {
 
 impl<T> Default for Pending<T> {
     fn default() -> Self {
-        Self { changes: HashMap::new(), order: VecDeque::new(), bytes: 0 }
+        Self { changes: BTreeMap::new(), order: VecDeque::new(), taken: Vec::new(), bytes: 0 }
     }
 }
 
@@ -103,12 +105,38 @@ impl<T> Pending<T> {
                 taken.push((id, change));
             }
         }
+        self.taken.clear();
+        self.taken.extend(taken.iter().map(|(id, _)| *id));
         taken
+    }
+
+    /// The copies whose deletion waits.
+    pub(crate) fn deletions(&self) -> impl Iterator<Item = &Id> {
+        let deletions = self.changes.iter().filter(|(_, (change, _))| matches!(change, Change::Delete));
+        deletions.map(|(id, _)| id)
+    }
+
+    /// What waits to be done with a copy.
+    pub(crate) fn get(&self, id: &Id) -> Option<&Change<T>> {
+        self.changes.get(id).map(|(change, _)| change)
+    }
+
+    /// What waits to be done with the variants of a key.
+    pub(crate) fn of(&self, key: &[u8; 32]) -> impl Iterator<Item = (&Id, &Change<T>)> {
+        let variants = self.changes.range(Id::first(key)..=Id::last(key));
+        variants.map(|(id, (change, _))| (id, change))
+    }
+
+    /// The variants of a key of which something waits, or is on its way to the disk.
+    pub(crate) fn ids(&self, key: &[u8; 32]) -> Vec<Id> {
+        let variants = Id::first(key)..=Id::last(key);
+        let taken = self.taken.iter().filter(|id| variants.contains(id)).copied();
+        self.of(key).map(|(id, _)| *id).chain(taken).collect()
     }
 
     /// Forgets what is not wanted any more.
     pub(crate) fn retain(&mut self, mut is_kept: impl FnMut(&Id, &Change<T>) -> bool) {
-        let Self { changes, order, bytes } = self;
+        let Self { changes, order, bytes, .. } = self;
         order.retain(|id| {
             let is_kept = changes.get(id).is_some_and(|(change, _)| is_kept(id, change));
             if !is_kept && let Some((_, gone)) = changes.remove(id) {

@@ -150,9 +150,9 @@ impl Tier {
     }
 
     async fn one(&self, number: u32) -> Option<Restored> {
-        let mut found = self.disk.find(&key(number)).await;
+        let found = self.disk.find(&key(number)).await;
         assert!(found.len() <= 1);
-        found.pop()
+        found.first().cloned()
     }
 
     /// As a kill would: nothing is written any more.
@@ -202,10 +202,71 @@ async fn variants_of_a_key_are_kept_apart() {
     tier.put(&tier.kept(1, b"plain".to_vec(), &[]));
     tier.put(&tier.kept(1, b"german".to_vec(), &[(VARY, "accept-language")]));
     tier.disk.flush().await;
-    let mut bodies: Vec<_> = tier.disk.find(&key(1)).await.into_iter().map(|found| found.body).collect();
+    let mut bodies: Vec<_> = tier.disk.find(&key(1)).await.iter().map(|found| found.body.clone()).collect();
     bodies.sort();
     assert_eq!(bodies, ["german", "plain"]);
     tier.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_is_read_once_however_many_ask() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 40 * KIB));
+    tier.disk.flush().await;
+    let stalled = tier.disk.stall();
+    let asking: Vec<_> = (0..100)
+        .map(|_| {
+            let disk = tier.disk.clone();
+            tokio::spawn(async move { disk.find(&key(1)).await.len() })
+        })
+        .collect();
+    let waiting = || lock(&tier.disk.finds).get(&key(1)).map_or(0, Weak::strong_count);
+    while waiting() < 100 {
+        tokio::task::yield_now().await;
+    }
+    // Those who leave end nothing for the others.
+    asking[0].abort();
+    drop(stalled);
+    for (number, asking) in asking.into_iter().enumerate() {
+        assert!(number == 0 || asking.await.unwrap() == 1);
+    }
+    assert_eq!(tier.disk.stats().hits, 1);
+    assert!(lock(&tier.disk.finds).is_empty());
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_forgotten_is_not_given_any_more_before_that_is_written() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    let first = tier.kept(1, body(1, 100), &[]);
+    tier.put(&first);
+    tier.disk.flush().await;
+    let read = tier.one(1).await.unwrap();
+    assert!(tier.disk.holds(&read));
+    tier.disk.forget(&key(1), &first.entry);
+    assert!(!tier.disk.may_have(&key(1)) && tier.one(1).await.is_none());
+    assert!(!tier.disk.holds(&read), "nor what was read before");
+    tier.disk.flush().await;
+    // What waits to be written is given in place of what is on disk.
+    tier.put(&first);
+    tier.disk.flush().await;
+    tier.keep(1, body(2, 100));
+    assert_eq!(tier.one(1).await.unwrap().body, body(2, 100));
+    tier.disk.forget_all(&key(1));
+    assert!(!tier.disk.may_have(&key(1)) && tier.one(1).await.is_none());
+    // The same again, before the deletion was written.
+    tier.keep(1, body(2, 100));
+    tier.disk.flush().await;
+    assert_eq!(tier.one(1).await.unwrap().body, body(2, 100));
+    // One that never got to the disk.
+    tier.keep(2, body(2, 100));
+    tier.disk.forget_all(&key(2));
+    tier.disk.flush().await;
+    assert!(tier.one(2).await.is_none());
+    tier.stop().await;
+    assert!(world.start().await.one(1).await.is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -444,6 +505,58 @@ async fn a_folder_that_cannot_be_used_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_forgotten_while_there_is_no_log_does_not_come_back() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    let kept: Vec<_> = (0..3).map(|number| tier.kept(number, body(number, 100), &[])).collect();
+    for kept in &kept {
+        tier.put(kept);
+    }
+    tier.stop().await;
+    let held = DataLock::acquire(&world.dir.path().join("cache"), Duration::ZERO).unwrap();
+    // Once while it is opened, once while it cannot be.
+    let tasks = Tasks::new();
+    let disk = Disk::start(world.options(), world.clock, &Metrics::new(), &tasks);
+    disk.forget(&key(0), &kept[0].entry);
+    disk.loaded().await;
+    disk.forget_all(&key(1));
+    drop(held);
+    tokio::time::sleep(REOPEN + 2 * LOOK).await;
+    assert_eq!(disk.stats().state, "on");
+    assert!(!disk.may_have(&key(0)) && !disk.may_have(&key(1)) && disk.may_have(&key(2)));
+    disk.flush().await;
+    assert!(tasks.stop(Duration::from_secs(60)).await);
+    let tier = world.start().await;
+    assert_eq!(tier.disk.stats().entries, 1);
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_space_is_short_a_log_that_cannot_be_opened_goes_too() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 100));
+    tier.stop().await;
+    let dir = world.dir.path().join("cache");
+    world.volume.free.store(1 << 30, Ordering::Relaxed);
+    fs::write(dir.join("VERSION"), "2\n").unwrap();
+    let tier = world.start().await;
+    tokio::time::sleep(2 * LOOK).await;
+    assert!(tier.disk.stats().state.contains("space is short"), "{:?}", tier.disk.stats());
+    assert!(world.bytes() > 0, "what a newer version wrote is left alone");
+    tier.stop().await;
+    // Its keys cannot be read.
+    fs::write(dir.join("VERSION"), "1\n").unwrap();
+    fs::remove_file(dir.join("key")).unwrap();
+    fs::create_dir(dir.join("key")).unwrap();
+    let tier = world.start().await;
+    assert!(matches!(tier.disk.loaded().await, Phase::Off(_)));
+    tokio::time::sleep(2 * LOOK).await;
+    assert_eq!(world.bytes(), 0);
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_folder_that_goes_while_it_is_used_harms_nobody() {
     let world = world(8 << 20);
     let tier = world.start().await;
@@ -555,6 +668,33 @@ async fn a_purge_is_on_disk_when_it_is_answered() {
     disk.purge(Which::All, false).await.unwrap();
     assert_eq!((disk.stats().entries, disk.stats().disk_bytes), (0, 0));
     assert!(tasks.stop(Duration::from_secs(60)).await);
+}
+
+#[tokio::test]
+async fn what_cannot_be_deleted_is_emptied_or_the_purge_says_so() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(1, 40 * KIB));
+    tier.disk.flush().await;
+    // The file is open, and its name cannot be deleted.
+    let file = world.files().pop().unwrap();
+    let hidden = world.dir.path().join("hidden");
+    fs::rename(&file, &hidden).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert_eq!(tier.disk.purge(Which::All, false).await.unwrap().len(), 1);
+    assert_eq!(fs::metadata(&hidden).unwrap().len(), 0);
+    assert_eq!(tier.disk.stats().disk_bytes, 0);
+    tier.stop().await;
+    // A part that cannot be opened may hold what is to be deleted.
+    let tier = world.start().await;
+    tier.keep(2, body(2, 40 * KIB));
+    tier.disk.flush().await;
+    assert!(tier.disk.purge(Which::All, false).await.unwrap_err().contains("could not be changed"));
+    assert!(tier.one(2).await.is_none() && tier.disk.stats().entries == 0);
+    fs::remove_dir(&file).unwrap();
+    tier.disk.purge(Which::All, false).await.unwrap();
+    assert_eq!((tier.disk.stats().disk_bytes, world.bytes()), (0, 0));
+    tier.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

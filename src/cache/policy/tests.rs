@@ -86,6 +86,8 @@ fn the_windows_of_an_outage() {
     assert_eq!(may(61, true, &Ask::default()), Err(Refused::TooOld));
     let never = Ask::of(&headers(&[("seawall-stale", "never")]), true);
     assert_eq!(may(1, false, &never), Err(Refused::Asked));
+    let incremental = Ask { is_incremental: true, ..Ask::default() };
+    assert_eq!(may(1, false, &incremental), Err(Refused::Incremental));
     let bound = facts(&[("cache-control", "max-age=0, must-revalidate")], &terms());
     let refused = Err(Refused::Directive("must-revalidate"));
     assert_eq!(bound.may_stand_in(secs(1), secs(1), false, &terms(), &Ask::default()), refused);

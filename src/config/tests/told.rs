@@ -17,7 +17,7 @@ fn files_are_watched_through_renames_swapped_links_and_mistakes() {
     folder.write("new", "cache.max_stale = \"2h\"");
     std::fs::rename(folder.path("new"), folder.path("proxy.toml")).unwrap();
     assert!(outdated(&live));
-    live.reload(Trigger::File).unwrap();
+    reload(&live, Trigger::File).unwrap();
     assert_eq!(live.current().settings.cache.max_stale.to_string(), "2h");
 
     // Kubernetes: the file is a link into a folder that is a link, which is swapped.
@@ -29,21 +29,21 @@ fn files_are_watched_through_renames_swapped_links_and_mistakes() {
     std::fs::remove_file(folder.path("proxy.toml")).unwrap();
     std::os::unix::fs::symlink("..data/proxy.toml", folder.path("proxy.toml")).unwrap();
     assert!(outdated(&live));
-    live.reload(Trigger::File).unwrap();
+    reload(&live, Trigger::File).unwrap();
     std::os::unix::fs::symlink("..v2", folder.path("..data_tmp")).unwrap();
     std::fs::rename(folder.path("..data_tmp"), folder.path("..data")).unwrap();
     assert!(outdated(&live));
-    live.reload(Trigger::File).unwrap();
+    reload(&live, Trigger::File).unwrap();
     assert_eq!(live.current().settings.cache.max_stale.to_string(), "4h");
 
     // A secret that is not there yet: the file that mends it is watched, too.
     folder.args("[admin]\ntoken_file = \"DIR/token\"", &[], &[]);
     assert!(outdated(&live));
-    assert!(live.reload(Trigger::File).is_err());
+    assert!(reload(&live, Trigger::File).is_err());
     assert!(!outdated(&live));
     folder.write("token", "token-of-an-administrator");
     assert!(outdated(&live));
-    assert_eq!(live.reload(Trigger::File).unwrap().changed, ["admin.token_file", "cache.max_stale"]);
+    assert_eq!(reload(&live, Trigger::File).unwrap().changed, ["admin.token_file", "cache.max_stale"]);
     let last = live.last_reload().unwrap();
     assert_eq!((last.trigger, last.result.is_ok()), (Trigger::File, true));
 }
@@ -55,10 +55,10 @@ fn an_operators_log_level_holds_until_the_configured_one_changes() {
     assert_eq!(live.log_filter(), ("info".to_owned(), false));
     live.set_log_filter(Some("debug".to_owned()));
     folder.args("telemetry.log = \"info\"\nlimiter.max_wait = \"1s\"", &[], &[]);
-    live.reload(Trigger::Api).unwrap();
+    reload(&live, Trigger::Api).unwrap();
     assert_eq!(live.log_filter(), ("debug".to_owned(), true));
     folder.args("telemetry.log = \"warn\"", &[], &[]);
-    live.reload(Trigger::Api).unwrap();
+    reload(&live, Trigger::Api).unwrap();
     assert_eq!(live.log_filter(), ("warn".to_owned(), false));
 }
 
@@ -70,9 +70,9 @@ fn a_row_that_comes_or_goes_is_named() {
         |name: &str, variable: &str| format!("[[caller]]\nname = \"{name}\"\ntoken_env = \"{variable}\"\n");
     let live = Live::load(folder.args(&row("a", "ONE"), &env, &[])).unwrap();
     folder.args(&format!("{}{}", row("a", "ONE"), row("b", "TWO")), &env, &[]);
-    assert_eq!(live.reload(Trigger::Api).unwrap().changed, ["caller[1]"]);
+    assert_eq!(reload(&live, Trigger::Api).unwrap().changed, ["caller[1]"]);
     folder.args(&row("b", "TWO"), &env, &[]);
-    assert_eq!(live.reload(Trigger::Api).unwrap().changed, ["caller[0]", "caller[1]"]);
+    assert_eq!(reload(&live, Trigger::Api).unwrap().changed, ["caller[0]", "caller[1]"]);
 }
 
 #[test]
