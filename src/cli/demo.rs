@@ -112,7 +112,7 @@ async fn play(stage: &mut Stage, simulator: &Simulator) -> anyhow::Result<()> {
 
     let list = stage.get("/shipments?per=2&direction=asc").await?;
     let first = list.json()?["data"]["data"][0]["id"].as_i64().context("the simulator has no shipment")?;
-    let never_seen =
+    let only_listed =
         list.json()?["data"]["data"][1]["id"].as_i64().context("the simulator has one shipment only")?;
     let shipment = format!("/shipments/{first}");
 
@@ -158,8 +158,13 @@ async fn play(stage: &mut Stage, simulator: &Simulator) -> anyhow::Result<()> {
     answer.expect(StatusCode::OK, "stale")?;
     ensure!(answer.text("seawall-stale-reason") == "breaker-open", "the reason is not the breaker");
 
-    stage.tell("A shipment that was never read: nothing to serve, so a 503 in Flexport's own envelope.");
-    let answer = stage.show(Method::GET, &format!("/shipments/{never_seen}"), None).await?;
+    stage.tell("A shipment that only the list has shown: it is served out of the list, and says so.");
+    let answer = stage.show(Method::GET, &format!("/shipments/{only_listed}"), None).await?;
+    answer.expect(StatusCode::OK, "stale")?;
+    ensure!(answer.text("cache-status").ends_with("detail=from-collection"), "it is not out of the list");
+
+    stage.tell("Something that was never read: nothing to serve, so a 503 in Flexport's own envelope.");
+    let answer = stage.show(Method::GET, "/shipments?page=999999", None).await?;
     answer.expect(StatusCode::SERVICE_UNAVAILABLE, "seawall")?;
     ensure!(answer.json()?["error"]["code"] == "seawall_breaker_open", "not our own refusal");
     ensure!(simulator.journal().len() == before_outage, "something reached Flexport in the outage");
