@@ -145,7 +145,7 @@ impl App {
         } else {
             let bases =
                 Bases::new(&settings.upstream.base_url, &settings.upstream.link_bases, &snapshot.public_url);
-            let limit = LimitLayer::new(settings.limiter.max);
+            let limit = LimitLayer::new(&settings.limiter, &groups, clock, &metrics);
             let bases = (!bases.is_noop()).then(|| Arc::new(bases));
             stack::upstream(bases, breakers.clone(), limit, attempt)
         };

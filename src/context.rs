@@ -136,10 +136,37 @@ pub struct Call {
     /// Told of each attempt. Set by the breaker.
     pub observer: Option<Arc<dyn AttemptObserver>>,
     /// Kept until the upstream's body has ended. Set by the limiter.
-    pub slot: Option<tokio::sync::OwnedSemaphorePermit>,
+    pub slot: Option<Slot>,
     /// Whether whoever entered sends again by itself what a connection did not take. If not, the attempt does, and
     /// keeps a copy of the request for it.
     pub resends_unsent: bool,
+}
+
+/// The right to one call of the upstream at this time. Given back when it is dropped.
+pub struct Slot {
+    owner: Arc<dyn SlotOwner>,
+    tenancy: Tenancy,
+}
+
+/// Whose a slot is.
+#[derive(Clone, Copy, Debug)]
+pub struct Tenancy {
+    /// The call's lane.
+    pub lane: Lane,
+    /// The place of its group among the groups.
+    pub group: usize,
+    /// A hash of its credential.
+    pub key: u64,
+    /// Whether the credential is not one that a caller passed.
+    pub is_known: bool,
+}
+
+/// Who gave a slot: the limiter.
+pub trait SlotOwner: Send + Sync {
+    /// Whether an attempt may leave: asked right before its first byte.
+    fn may_leave(&self, tenancy: &Tenancy) -> Result<(), ProxyError>;
+    /// The slot is free again.
+    fn give_back(&self, tenancy: &Tenancy);
 }
 
 /// Until when a body that is read into memory has to be whole. A body that drips is never idle, and would hold what
@@ -292,6 +319,32 @@ impl RequestContext {
     /// Who asks; set by `front::auth`, which stands before every layer that asks.
     pub fn identity(&self) -> &Identity {
         self.identity.get().expect("front::auth stands before every layer that asks")
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    /// A slot of this owner's.
+    pub fn new(owner: Arc<dyn SlotOwner>, tenancy: Tenancy) -> Self {
+        Self { owner, tenancy }
+    }
+
+    /// Whether an attempt may leave now: its credential's rate gate may have been shut since it was asked.
+    pub fn may_leave(&self) -> Result<(), ProxyError> {
+        self.owner.may_leave(&self.tenancy)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.owner.give_back(&self.tenancy);
+    }
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Slot").field(&self.tenancy).finish()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! listener → context → trace → rescue (with catch-panic) → limits → auth → [/_seawall] → cache → queue → Upstream
-//! Upstream = links → breaker → limiter → attempt → client
+//! Upstream = links → breaker → limiter (gate, slot) → attempt → client
 //! ```
 
 use crate::breaker::{self, Breakers};
@@ -34,7 +34,8 @@ pub fn upstream(
             .layer(LinksLayer::new(bases))
             // Fails fast before waiting for a slot; its permits live until the upstream's body has ended.
             .layer(breaker::Layer::new(breakers))
-            // Inside the breaker, since an open one must not use slots.
+            // Inside the breaker, since an open one must not use slots. The rate gate is asked before a slot is taken,
+            // since who waits there would hold what other credentials could use; the attempt asks it again.
             .layer(limit)
             // Time limits, credentials, and the durable step right before the first byte.
             .service(attempt),
@@ -89,3 +90,6 @@ pub fn front(
             .service(writes),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,6 +35,8 @@ pub struct Settings {
     pub breaker: Breaker,
     /// How much runs at once.
     pub limiter: Limiter,
+    /// The rate of each credential.
+    pub rate: Rate,
     /// Active probes of groups that are not well.
     pub probe: Probe,
     /// Flexport's status page.
@@ -346,10 +348,24 @@ pub struct Breaker {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limiter {
-    /// Calls of the upstream at once.
+    /// Calls of the upstream at once, at most.
     pub max: u32,
-    /// How long a call waits for a slot.
+    /// Calls at once in the beginning.
+    pub start: u32,
+    /// Calls at once, at least.
+    pub min: u32,
+    /// How long a call waits for its credential's rate gate and for a slot.
     pub max_wait: Span,
+}
+
+/// `[rate]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rate {
+    /// Calls a second of each credential. 0: as many as come, until the upstream says otherwise.
+    pub per_second: u32,
+    /// How many of them may leave at once after a rest.
+    pub burst: u32,
 }
 
 /// `[probe]`
@@ -525,6 +541,7 @@ impl Default for Settings {
             routes: Vec::new(),
             breaker: Breaker::default(),
             limiter: Limiter::default(),
+            rate: Rate::default(),
             probe: Probe::default(),
             status_page: StatusPage::default(),
             cache: Cache::default(),
@@ -643,7 +660,13 @@ impl Default for Breaker {
 
 impl Default for Limiter {
     fn default() -> Self {
-        Self { max: 128, max_wait: secs(2) }
+        Self { max: 128, start: 16, min: 2, max_wait: secs(2) }
+    }
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { per_second: 0, burst: 10 }
     }
 }
 

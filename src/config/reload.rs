@@ -48,6 +48,8 @@ pub const NEEDS_RESTART: &[&str] = &[
     "upstream.max_idle",
     // Memory and slots are divided once.
     "limiter.max",
+    "limiter.start",
+    "limiter.min",
     "cache.memory",
     "cache.disk",
     "cache.disk_max",

@@ -62,7 +62,8 @@ pub(super) const ROOT: &[Field] = &[
     ("caller", Rows(CALLER)),
     ("route", Rows(ROUTE)),
     ("breaker", Section(BREAKER)),
-    ("limiter", Section(&[("max", Leaf(Count)), ("max_wait", Leaf(Span))])),
+    ("limiter", Section(LIMITER)),
+    ("rate", Section(&[("per_second", Leaf(Count)), ("burst", Leaf(Count))])),
     ("probe", Section(&[("enabled", Leaf(Bool)), ("interval", Leaf(Span))])),
     ("status_page", Section(&[("url", Leaf(Text)), ("interval", Leaf(Span))])),
     ("cache", Section(CACHE)),
@@ -151,6 +152,9 @@ const ROUTE: &[Field] = &[
     ("on_unknown_head", Leaf(Choice(&["block", "continue"]))),
     ("on_dead_head", Leaf(Choice(&["block", "continue"]))),
 ];
+
+const LIMITER: &[Field] =
+    &[("max", Leaf(Count)), ("start", Leaf(Count)), ("min", Leaf(Count)), ("max_wait", Leaf(Span))];
 
 const BREAKER: &[Field] = &[
     ("window", Leaf(Span)),

@@ -603,11 +603,20 @@ fn capabilities(settings: &Settings, checker: &mut Checker<'_>) {
     const MIB: u64 = 1024 * 1024;
     checker.at_least_one(&[
         ("limiter.max", settings.limiter.max),
+        ("limiter.start", settings.limiter.start),
+        ("limiter.min", settings.limiter.min),
+        ("rate.burst", settings.rate.burst),
         ("queue.max_records", settings.queue.max_records),
         ("queue.max_per_key", settings.queue.max_per_key),
         ("queue.max_parallel", settings.queue.max_parallel),
         ("queue.max_attempts", settings.queue.max_attempts),
     ]);
+    if settings.limiter.max > 0 && settings.limiter.min > settings.limiter.max {
+        checker.say("limiter.min", "must not be above `limiter.max`".to_owned());
+    }
+    if settings.rate.per_second > 100_000 {
+        checker.say("rate.per_second", "must be at most 100000; 0 is no limit".to_owned());
+    }
     checker.longer_than_zero(&[
         ("probe.interval", *settings.probe.interval),
         ("queue.max_age", *settings.queue.max_age),

@@ -1,21 +1,24 @@
 //! The layer.
 
 use super::Limit;
+use super::service::Shared;
+use crate::clock::Clock;
+use crate::config::raw;
+use crate::telemetry::Metrics;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 
-/// Makes [`Limit`]s that share one set of slots.
+/// Makes [`Limit`]s that share their gates and slots.
 #[derive(Clone, Debug)]
 pub struct LimitLayer {
-    slots: Arc<Semaphore>,
+    shared: Arc<Shared>,
 }
 
 // === impl LimitLayer ===
 
 impl LimitLayer {
-    /// `max` calls at once.
-    pub fn new(max: u32) -> Self {
-        Self { slots: Arc::new(Semaphore::new(max as usize)) }
+    /// For an upstream with these groups. What depends on the configuration otherwise is read for each call.
+    pub fn new(settings: &raw::Limiter, groups: &[Arc<str>], clock: Clock, metrics: &Metrics) -> Self {
+        Self { shared: Shared::new(settings, groups, clock, metrics) }
     }
 }
 
@@ -23,6 +26,6 @@ impl<S> tower::Layer<S> for LimitLayer {
     type Service = Limit<S>;
 
     fn layer(&self, inner: S) -> Limit<S> {
-        Limit::new(inner, self.slots.clone())
+        Limit::new(inner, self.shared.clone())
     }
 }

@@ -48,6 +48,18 @@ pub struct Metrics {
     pub status_page_indicator: Gauge,
     /// Looks at the status page, by result: `ok`, `failed`.
     pub status_page_reads: Family<ResultLabels, Counter>,
+    /// Calls of the upstream that may be in flight at once, as found out.
+    pub limiter_limit: Gauge,
+    /// Calls that wait for a slot.
+    pub limiter_waiting: Gauge,
+    /// Calls that got no slot in time, by lane: `live_read`, `live_write`, `refresh`, `replay`, `probe`.
+    pub limiter_refused: Family<ResultLabels, Counter>,
+    /// Answers 429 of the upstream.
+    pub rate_limited: Counter,
+    /// Calls that wait for their credential's rate gate.
+    pub rate_waiting: Gauge,
+    /// Calls that a rate gate refused, by lane.
+    pub rate_refused: Family<ResultLabels, Counter>,
     /// Reads by what the cache did: `hit`, `miss`, `revalidated`, `stale`, `collapsed`, `bypass`, `refused`.
     pub cache_reads: Family<ResultLabels, Counter>,
     /// Copies that an outage could not use, by reason.
@@ -250,6 +262,15 @@ impl Metrics {
         );
         let status_page_reads =
             metric!("status_page_reads", "Looks at the status page by result", Family::default());
+        let limiter_limit =
+            metric!("limiter_limit", "Calls of the upstream that may be in flight at once", Gauge::default());
+        let limiter_waiting = metric!("limiter_waiting", "Calls that wait for a slot", Gauge::default());
+        let limiter_refused =
+            metric!("limiter_refused", "Calls that got no slot in time by lane", Family::default());
+        let rate_limited = metric!("rate_limited", "Answers 429 of the upstream", Counter::default());
+        let rate_waiting = metric!("rate_waiting", "Calls that wait for a rate gate", Gauge::default());
+        let rate_refused =
+            metric!("rate_refused", "Calls that a rate gate refused by lane", Family::default());
         let cache_reads = metric!("cache_reads", "Reads by what the cache did", Family::default());
         let cache_stale_refused = metric!(
             "cache_stale_refused",
@@ -333,6 +354,12 @@ impl Metrics {
             breaker_refused,
             status_page_indicator,
             status_page_reads,
+            limiter_limit,
+            limiter_waiting,
+            limiter_refused,
+            rate_limited,
+            rate_waiting,
+            rate_refused,
             cache_reads,
             cache_stale_refused,
             cache_stale_age_seconds,

@@ -140,6 +140,10 @@ async fn run(
     if let Some(before_send) = call.before_send.take() {
         before_send().await?;
     }
+    // A rate gate that was shut meanwhile holds back this attempt too.
+    if let Some(slot) = &call.slot {
+        slot.may_leave()?;
+    }
     let mut started = Instant::now();
     if call.deadline <= started {
         return Err(ProxyError::DeadlineBeforeSending);

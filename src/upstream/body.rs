@@ -7,7 +7,7 @@
 //! failure that it is.
 //! A body that is read into memory has a limit in all besides: one that drips is never idle.
 
-use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd, WholeUntil};
+use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd, Slot, WholeUntil};
 use crate::flexport::envelope::Tail;
 use crate::http::BodyError;
 use crate::http::delivery::{Delivery, Doubt};
@@ -39,7 +39,7 @@ pub(crate) struct UpstreamBody {
 pub(crate) struct Watch {
     pub(crate) outcome: AttemptOutcome,
     pub(crate) observer: Option<Arc<dyn AttemptObserver>>,
-    pub(crate) slot: Option<tokio::sync::OwnedSemaphorePermit>,
+    pub(crate) slot: Option<Slot>,
     pub(crate) in_flight: InFlight,
 }
 
