@@ -21,6 +21,7 @@ use crate::front::{AuthLayer, ContextLayer, Identifier, LimitsLayer, TraceLayer}
 use crate::ids::PartitionId;
 use crate::limit::LimitLayer;
 use crate::queue::{self, Queue};
+use crate::retry::RetryLayer;
 use crate::server::{Drain, Limits, Listener, LocalLayer, bind};
 use crate::stack;
 use crate::store::{DataLock, Given, Keys, Options, RealIo, SledStore, Store, watermark};
@@ -146,8 +147,10 @@ impl App {
             let bases =
                 Bases::new(&settings.upstream.base_url, &settings.upstream.link_bases, &snapshot.public_url);
             let limit = LimitLayer::new(&settings.limiter, &groups, clock, &metrics);
+            let asked = breakers.clone();
+            let retry = RetryLayer::new(Arc::new(move |call| asked.is_flowing(call)), &metrics);
             let bases = (!bases.is_noop()).then(|| Arc::new(bases));
-            stack::upstream(bases, breakers.clone(), limit, attempt)
+            stack::upstream(bases, breakers.clone(), retry, limit, attempt)
         };
 
         let late_queue: Arc<Late<Queue>> = Arc::new(Late(OnceLock::new()));

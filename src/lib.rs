@@ -24,6 +24,7 @@ pub mod cache;
 pub mod front;
 pub mod limit;
 pub mod queue;
+pub mod retry;
 pub mod upstream;
 
 // Row 3: assembly.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! listener → context → trace → rescue (with catch-panic) → limits → auth → [/_seawall] → cache → queue → Upstream
-//! Upstream = links → breaker → limiter (gate, slot) → attempt → client
+//! Upstream = links → breaker → retry → limiter (gate, slot) → attempt → client
 //! ```
 
 use crate::breaker::{self, Breakers};
@@ -13,6 +13,7 @@ use crate::front::{AuthLayer, ContextLayer, LimitsLayer, RescueLayer, TraceLayer
 use crate::http::Body;
 use crate::limit::LimitLayer;
 use crate::queue::QueueLayer;
+use crate::retry::RetryLayer;
 use crate::server::LocalLayer;
 use crate::upstream::{Attempt, LinksLayer};
 use http::{Request, Response};
@@ -25,6 +26,7 @@ use tower::{Layer, Service, ServiceBuilder};
 pub fn upstream(
     bases: Option<Arc<Bases>>,
     breakers: Arc<Breakers>,
+    retry: RetryLayer,
     limit: LimitLayer,
     attempt: Attempt,
 ) -> Upstream {
@@ -34,6 +36,9 @@ pub fn upstream(
             .layer(LinksLayer::new(bases))
             // Fails fast before waiting for a slot; its permits live until the upstream's body has ended.
             .layer(breaker::Layer::new(breakers))
+            // Inside the breaker, which is asked once a call and told of each attempt; outside the limiter, since who waits
+            // for a second attempt needs no slot, and passes the gate again.
+            .layer(retry)
             // Inside the breaker, since an open one must not use slots. The rate gate is asked before a slot is taken,
             // since who waits there would hold what other credentials could use; the attempt asks it again.
             .layer(limit)

@@ -277,6 +277,17 @@ impl Breakers {
         })
     }
 
+    /// Whether traffic of this call's scope flows: both its breakers are closed, or ramping.
+    pub fn is_flowing(&self, call: &Call) -> bool {
+        let flows = |scope: &Scope| match scope.state() {
+            State::Closed | State::Ramping => scope.mode() != Mode::ForcedOpen,
+            State::Open | State::HalfOpen => false,
+        };
+        let group = self.groups.get(&call.route.group);
+        flows(&self.global)
+            && group.is_none_or(|group| flows(if call.is_read { &group.read } else { &group.write }))
+    }
+
     /// Whether reads of the group have failed just now or are held back: who has a stale copy should not wait long.
     pub fn shows_failures(&self, group: &str) -> bool {
         let now = self.shared.now();

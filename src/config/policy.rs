@@ -34,6 +34,9 @@ fn apply(route: &Route, row: &mut RoutePolicy) {
     if let Some(timeout) = route.timeout {
         row.timeout = *timeout;
     }
+    if let Some(is_set) = route.retry {
+        row.retries = is_set;
+    }
     if let Some(cache) = &mut row.cache {
         if let Some(ttl) = route.ttl {
             cache.ttl = *ttl;

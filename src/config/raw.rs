@@ -37,6 +37,8 @@ pub struct Settings {
     pub limiter: Limiter,
     /// The rate of each credential.
     pub rate: Rate,
+    /// Further attempts.
+    pub retry: Retry,
     /// Active probes of groups that are not well.
     pub probe: Probe,
     /// Flexport's status page.
@@ -264,6 +266,8 @@ pub struct Route {
     pub path: String,
     /// Time limit of the whole call.
     pub timeout: Option<Span>,
+    /// Whether a failed attempt is followed by another.
+    pub retry: Option<bool>,
     /// How long an answer without freshness of its own is fresh.
     pub ttl: Option<Span>,
     /// How old a copy may be in an outage.
@@ -366,6 +370,16 @@ pub struct Rate {
     pub per_second: u32,
     /// How many of them may leave at once after a rest.
     pub burst: u32,
+}
+
+/// `[retry]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    /// Further attempts as a share of the first ones of the last ten seconds, 0 to 1.
+    pub budget: f64,
+    /// Further attempts a second that are there in any case.
+    pub per_second: u32,
 }
 
 /// `[probe]`
@@ -542,6 +556,7 @@ impl Default for Settings {
             breaker: Breaker::default(),
             limiter: Limiter::default(),
             rate: Rate::default(),
+            retry: Retry::default(),
             probe: Probe::default(),
             status_page: StatusPage::default(),
             cache: Cache::default(),
@@ -667,6 +682,12 @@ impl Default for Limiter {
 impl Default for Rate {
     fn default() -> Self {
         Self { per_second: 0, burst: 10 }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { budget: 0.1, per_second: 1 }
     }
 }
 

@@ -614,6 +614,13 @@ fn capabilities(settings: &Settings, checker: &mut Checker<'_>) {
     if settings.limiter.max > 0 && settings.limiter.min > settings.limiter.max {
         checker.say("limiter.min", "must not be above `limiter.max`".to_owned());
     }
+    // No retry at all is a choice.
+    if settings.retry.budget != 0.0 {
+        checker.share("retry.budget", settings.retry.budget);
+    }
+    if settings.retry.per_second > 1000 {
+        checker.say("retry.per_second", "must be at most 1000; 0 leaves the share alone".to_owned());
+    }
     if settings.rate.per_second > 100_000 {
         checker.say("rate.per_second", "must be at most 100000; 0 is no limit".to_owned());
     }

@@ -21,6 +21,8 @@ pub struct RoutePolicy {
     pub group: Arc<str>,
     /// The time limit of the whole call, waiting included.
     pub timeout: Duration,
+    /// Whether a failed attempt may be followed by another.
+    pub retries: bool,
     /// Whether and how answers are kept.
     pub cache: Option<CachePolicy>,
     /// Whether and how the write is queued.
@@ -229,6 +231,7 @@ impl RoutePolicy {
             template: "*".to_owned(),
             group: Arc::from(OTHER),
             timeout: TOTAL_TIMEOUT,
+            retries: true,
             cache: None,
             queue: QueuePolicy::never(),
         }
@@ -253,6 +256,7 @@ pub fn built_in() -> Vec<RoutePolicy> {
             template,
             group: Arc::from(*group),
             timeout: TOTAL_TIMEOUT,
+            retries: true,
             cache: Some(CachePolicy {
                 ttl: Duration::ZERO,
                 max_stale: Duration::from_secs(24 * 3600),
@@ -278,6 +282,7 @@ pub fn built_in() -> Vec<RoutePolicy> {
             template: template.to_owned(),
             group: Arc::from(group),
             timeout: TOTAL_TIMEOUT,
+            retries: true,
             cache: None,
             queue,
         });

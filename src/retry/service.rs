@@ -10,7 +10,6 @@ use crate::http::delivery::{self, Delivery, Unsent};
 use crate::telemetry::{Metrics, ResultLabels};
 use http::{Request, Response};
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
 use prometheus_client::metrics::counter::Counter;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,7 +96,9 @@ where
 impl<S: Clone> Again<S> {
     /// A copy, where the call may be repeated and its body is in memory.
     fn of(retry: &Retry<S>, UpstreamRequest { request, call }: &UpstreamRequest) -> Option<Self> {
-        if !call.config.settings.retry.enabled || !policy::is_for(call.lane) {
+        let settings = &call.config.settings.retry;
+        let is_off = settings.budget == 0.0 && settings.per_second == 0;
+        if is_off || !call.route.retries || !policy::is_for(call.lane) {
             return None;
         }
         let bytes = request.body().as_bytes()?;
@@ -146,7 +147,7 @@ where
             return None;
         }
         let settings = &self.call.config.settings.retry;
-        let terms = Terms { share: settings.budget, per_second: settings.min_per_second };
+        let terms = Terms { share: settings.budget, per_second: settings.per_second };
         let firsts = shared.firsts.load(Ordering::Relaxed);
         let mut budget = shared.budget.lock().unwrap_or_else(PoisonError::into_inner);
         if !budget.spend(now - shared.origin, firsts, terms) {
@@ -198,8 +199,8 @@ where
 /// The answer with its body in memory.
 async fn keep(response: Response<Body>) -> Result<Response<Body>, ProxyError> {
     let (parts, body) = response.into_parts();
-    match tokio::time::timeout(KEPT_WITHIN, body.collect()).await {
-        Ok(Ok(whole)) => Ok(Response::from_parts(parts, Body::from(whole.to_bytes()))),
+    match tokio::time::timeout(KEPT_WITHIN, body.collect(KEPT)).await {
+        Ok(Ok(whole)) => Ok(Response::from_parts(parts, Body::from(whole))),
         Ok(Err(error)) => Err(ProxyError::Cut(error.to_string())),
         Err(_) => Err(ProxyError::Cut("the body of an error did not come in time".to_owned())),
     }

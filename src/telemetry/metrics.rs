@@ -54,6 +54,8 @@ pub struct Metrics {
     pub limiter_waiting: Gauge,
     /// Calls that got no slot in time, by lane: `live_read`, `live_write`, `refresh`, `replay`, `probe`.
     pub limiter_refused: Family<ResultLabels, Counter>,
+    /// Further attempts, by result: `tried`, `helped`, `no_budget`.
+    pub retries: Family<ResultLabels, Counter>,
     /// Answers 429 of the upstream.
     pub rate_limited: Counter,
     /// Calls that wait for their credential's rate gate.
@@ -267,6 +269,7 @@ impl Metrics {
         let limiter_waiting = metric!("limiter_waiting", "Calls that wait for a slot", Gauge::default());
         let limiter_refused =
             metric!("limiter_refused", "Calls that got no slot in time by lane", Family::default());
+        let retries = metric!("retries", "Further attempts by result", Family::default());
         let rate_limited = metric!("rate_limited", "Answers 429 of the upstream", Counter::default());
         let rate_waiting = metric!("rate_waiting", "Calls that wait for a rate gate", Gauge::default());
         let rate_refused =
@@ -357,6 +360,7 @@ impl Metrics {
             limiter_limit,
             limiter_waiting,
             limiter_refused,
+            retries,
             rate_limited,
             rate_waiting,
             rate_refused,

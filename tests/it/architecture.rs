@@ -22,6 +22,7 @@ const ROWS: &[(&str, u8)] = &[
     ("queue", 2),
     ("breaker", 2),
     ("limit", 2),
+    ("retry", 2),
     ("upstream", 2),
     ("stack", 3),
     ("server", 3),
