@@ -224,7 +224,7 @@ impl Queue {
             every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
-                    _ = every.tick() => sweeper.sweep().await,
+                    _ = every.tick() => sweeper.sweep(sweeper.clock.now()).await,
                     () = cancelled.cancelled() => return,
                     () = sweeper.stop.cancelled() => return,
                 }
@@ -541,8 +541,7 @@ impl Queue {
     }
 
     /// Expires, forgets, counts.
-    pub(super) async fn sweep(self: &Arc<Self>) {
-        let now = self.clock.now();
+    pub(super) async fn sweep(self: &Arc<Self>, now: jiff::Timestamp) {
         let may_expire = self.may_expire(now);
         let (late, old, oldest) = self.with(|book| {
             let late: Vec<_> = book
@@ -551,8 +550,9 @@ impl Queue {
                 .filter(|entry| matches!(entry.state(), State::Pending | State::Waiting))
                 .map(|entry| entry.record.write_id)
                 .collect();
-            let mut old = old(book, book.settled(), book.settled_bytes, MAX_SETTLED_BYTES, now);
-            old.extend(self::old(book, book.kept(), book.kept_bytes, MAX_KEPT_BYTES, now));
+            let by_age = may_expire.then_some(now);
+            let mut old = old(book, book.settled(), book.settled_bytes, MAX_SETTLED_BYTES, by_age);
+            old.extend(self::old(book, book.kept(), book.kept_bytes, MAX_KEPT_BYTES, by_age));
             (late, old, book.oldest())
         });
         let age = oldest.map_or(Duration::ZERO, |at| clock::since(now, at));
@@ -596,7 +596,7 @@ impl Queue {
                 break;
             }
         }
-        self.forget_volatile(now);
+        self.forget_volatile(may_expire.then_some(now));
         let moment = self.moment();
         self.with(|book| book.pace.prune(moment));
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
@@ -611,13 +611,13 @@ impl Queue {
         }
     }
 
-    /// Whether what is too old by the wall clock may be given up: not while that has jumped.
+    /// Whether what is too old by the wall clock may be given up or forgotten: not while that has jumped.
     pub(super) fn may_expire(&self, now: jiff::Timestamp) -> bool {
         let moment = self.moment();
         let look = self.sight.lock().unwrap_or_else(PoisonError::into_inner).look(now, moment);
         if let Some(jump) = look.jump {
             self.alarm(format!(
-                "the wall clock jumped forward by {} s: nothing is given up for its age within the next hour; set the \
+                "the wall clock jumped forward by {} s: nothing is given up or forgotten for its age within the next hour; set the \
                  clock, or stop Seawall",
                 jump.as_secs()
             ));
@@ -625,8 +625,9 @@ impl Queue {
         look.may_expire
     }
 
-    /// Forgets writes of which nothing is on disk: what the caller was told is all there is to them.
-    fn forget_volatile(&self, now: jiff::Timestamp) {
+    /// Forgets writes of which nothing is on disk: what the caller was told is all there is to them. For their age only
+    /// where it is told what time it is.
+    fn forget_volatile(&self, now: Option<jiff::Timestamp>) {
         self.with(|book| {
             let mut found: Vec<_> = book
                 .iter()
@@ -637,7 +638,8 @@ impl Queue {
             let excess = found.len().saturating_sub(MAX_VOLATILE);
             for (index, (at, id, is_answer)) in found.into_iter().enumerate() {
                 // An unknown outcome is remembered as long as there is room: its repeat must not be sent.
-                let is_over = clock::since(now, at) >= VOLATILE || book.kept_bytes > MAX_KEPT_BYTES;
+                let is_old = now.is_some_and(|now| clock::since(now, at) >= VOLATILE);
+                let is_over = is_old || book.kept_bytes > MAX_KEPT_BYTES;
                 if index < excess || (is_answer && is_over) {
                     book.remove(id);
                 }
@@ -782,20 +784,21 @@ pub(super) fn rules_of(config: &Snapshot, record: &Record, policy: &RoutePolicy)
     }
 }
 
-/// Those that need not be kept any more, of some that are settled, oldest first.
+/// Those that need not be kept any more, of some that are settled, oldest first. For their age only where it is told
+/// what time it is.
 fn old(
     book: &Book,
     ids: impl ExactSizeIterator<Item = WriteId>,
     mut bytes: u64,
     max_bytes: u64,
-    now: jiff::Timestamp,
+    now: Option<jiff::Timestamp>,
 ) -> Vec<WriteId> {
     let mut count = ids.len();
     let mut old = Vec::new();
     for id in ids {
         let Some(entry) = book.get(id) else { continue };
         let is_over = count > MAX_SETTLED || bytes > max_bytes;
-        let is_old = entry.record.keep_until.is_some_and(|until| until <= now);
+        let is_old = entry.record.keep_until.zip(now).is_some_and(|(until, now)| until <= now);
         if entry.busy || entry.record.progress.blocks || !(is_old || is_over) {
             continue;
         }
