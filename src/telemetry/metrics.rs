@@ -72,7 +72,7 @@ pub struct Metrics {
     pub cache_disk_renewed: Counter,
     /// What the second tier did not take, or gave up: `full`, `space`, `too-large`, `undecodable`, `failed`, `off`.
     pub cache_disk_dropped: Family<ResultLabels, Counter>,
-    /// Unsettled writes, by state.
+    /// Writes that are known, by state, with settled ones that are kept.
     pub queue_depth: Family<StateLabels, Gauge>,
     /// Age of the oldest unsettled write, in seconds.
     pub queue_oldest_seconds: Gauge,
@@ -175,15 +175,6 @@ pub struct RouteLabels {
     pub route: String,
 }
 
-/// The handles of one group, resolved once.
-#[derive(Clone)]
-pub struct GroupCounters {
-    /// See [`Metrics::request_seconds`].
-    pub request_seconds: Histogram,
-    /// See [`Metrics::attempt_seconds`].
-    pub attempt_seconds: Histogram,
-}
-
 /// Seconds from a millisecond to a minute.
 fn latency() -> Histogram {
     Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
@@ -270,7 +261,11 @@ impl Metrics {
             metric!("cache_disk_renewed", "Copies on disk whose time was renewed", Counter::default());
         let cache_disk_dropped =
             metric!("cache_disk_dropped", "What the second tier did not take or gave up", Family::default());
-        let queue_depth = metric!("queue_depth", "Unsettled writes by state", Family::default());
+        let queue_depth = metric!(
+            "queue_depth",
+            "Writes that are known by state, with settled ones that are kept",
+            Family::default()
+        );
         let queue_oldest_seconds =
             metric!("queue_oldest_seconds", "Age of the oldest unsettled write", Gauge::default());
         let queue_settled = metric!("queue_settled", "Writes settled by outcome", Family::default());
@@ -355,15 +350,6 @@ impl Metrics {
     /// In the text format 0.0.4.
     pub fn encode(&self) -> String {
         super::encode(&self.registry)
-    }
-
-    /// The handles of a group.
-    pub fn group(&self, group: &str) -> GroupCounters {
-        let labels = GroupLabels { group: group.to_owned() };
-        GroupCounters {
-            request_seconds: self.request_seconds.get_or_create(&labels).clone(),
-            attempt_seconds: self.attempt_seconds.get_or_create(&labels).clone(),
-        }
     }
 }
 
