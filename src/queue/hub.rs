@@ -1,7 +1,8 @@
 //! The queue itself: what its parts share, its start, and its end.
 //!
 //! **Where a caller may leave.** Nothing that changes a write runs in a caller's future: first attempts, replays and
-//! steps asked for by people are tasks of their own, and the caller only waits.
+//! steps asked for by people are tasks of their own, and the caller only waits. But for one: a body above the cap
+//! streams from the caller, is no record, and ends when its caller leaves.
 //!
 //! **Where the process may die.** A 202 follows a synced record. What creates is `sending` on disk before its first
 //! byte leaves. A replayed write frees its order only after its outcome is synced. Between any two of these, a
@@ -46,7 +47,7 @@ use tower::ServiceExt;
 const OVERTIME: Duration = Duration::from_secs(5);
 
 /// How long the drain waits for the disk after its deadline.
-const LAST_WRITES: Duration = Duration::from_secs(2);
+pub const LAST_WRITES: Duration = Duration::from_millis(1500);
 
 /// Records that one batch of a restart changes; each takes at most some 20 KiB.
 const RESTORED_AT_ONCE: usize = 200;
@@ -717,8 +718,12 @@ impl Queue {
         }
     }
 
-    /// Makes durable what is in flight: afterwards every write is on disk and every caller has its answer.
+    /// Makes durable what is in flight: afterwards every write is on disk and every caller has its answer. Once; a
+    /// drain that reached its deadline has done it.
     pub async fn finish(&self) {
+        if self.give_up.is_cancelled() {
+            return;
+        }
         self.give_up.cancel();
         if tokio::time::timeout(LAST_WRITES, self.writes.wait()).await.is_err() {
             tracing::error!("the store took too long: some writes are not durable");
