@@ -84,10 +84,15 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 const STOP: Duration = Duration::from_secs(1);
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(1);
+/// How long the process waits in the end for files and names that are still being asked for.
+pub(crate) const LAST_FILES: Duration = Duration::from_millis(400);
 /// How long the end takes at most after `server.drain.grace`. With the default of that, below the 30 s that Kubernetes
 /// gives; tests/it/deploy.rs holds the manifests to it.
-pub const AFTER_GRACE: Duration =
-    queue::LAST_WRITES.saturating_add(LAST_ANSWERS).saturating_add(STOP).saturating_add(CLOSE);
+pub const AFTER_GRACE: Duration = queue::LAST_WRITES
+    .saturating_add(LAST_ANSWERS)
+    .saturating_add(STOP)
+    .saturating_add(CLOSE)
+    .saturating_add(LAST_FILES);
 /// How often it is looked whether the configuration's files have changed. A change is taken when two looks agree.
 const CONFIG_LOOK: Duration = Duration::from_secs(2);
 

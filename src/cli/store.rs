@@ -352,7 +352,7 @@ fn restore(
     }
     output::data(&format!(
         "restored into {}: {} unsettled writes wait for a decision after the start (seawall queue list; then queue \
-         release, cancel or resolve)",
+         release or resolve)",
         place.display(),
         found.unsettled()
     ));

@@ -359,7 +359,7 @@ pub fn step(
         }
         (Input::Cancel, Pending | Waiting) if from.maybe_applied => {
             return Err(Refused(
-                "it may have been applied already: only its outcome can tell, so it cannot be cancelled",
+                "it may have been applied already, so it cannot be cancelled: its outcome tells, or hold it and resolve it",
             ));
         }
         (Input::Cancel, Pending | Waiting) => {
