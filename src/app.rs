@@ -81,8 +81,19 @@ struct ProbeTarget {
 const BREAKER_TICK: Duration = Duration::from_millis(250);
 /// How long the callers of writes that were made durable at the end of the grace may take to read their answer.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// How long background tasks may take to stop. With the grace and the rest, below the 30 s that Kubernetes gives.
-const STOP: Duration = Duration::from_secs(2);
+/// How long background tasks may take to stop.
+const STOP: Duration = Duration::from_secs(1);
+/// How long the store may take to close.
+const CLOSE: Duration = Duration::from_secs(1);
+/// How long the process waits in the end for files and names that are still being asked for.
+pub(crate) const LAST_FILES: Duration = Duration::from_millis(400);
+/// How long the end takes at most after `server.drain.grace`. With the default of that, below the 30 s that Kubernetes
+/// gives; tests/it/deploy.rs holds the manifests to it.
+pub const AFTER_GRACE: Duration = queue::LAST_WRITES
+    .saturating_add(LAST_ANSWERS)
+    .saturating_add(STOP)
+    .saturating_add(CLOSE)
+    .saturating_add(LAST_FILES);
 /// How often it is looked whether the configuration's files have changed. A change is taken when two looks agree.
 const CONFIG_LOOK: Duration = Duration::from_secs(2);
 
@@ -222,6 +233,7 @@ impl App {
             metrics: metrics.clone(),
             is_up: is_up.clone(),
             is_draining: is_draining.clone(),
+            clock,
             started_at: clock.now(),
         });
 
@@ -295,7 +307,7 @@ impl App {
         };
         let (mut left, ()) = tokio::join!(self.data_drain.ended(grace), queue_drained);
         if let Some(queue) = &self.queue {
-            // What came in since then too.
+            // What came in since an early end of the drain too.
             queue.finish().await;
         }
         if left > 0 {
@@ -304,8 +316,10 @@ impl App {
         }
         self.admin_drain.begin();
         let is_quiet = self.tasks.stop(STOP).await;
-        if let Some(store) = &self.store {
-            store.close().await;
+        if let Some(store) = &self.store
+            && tokio::time::timeout(CLOSE, store.close()).await.is_err()
+        {
+            tracing::error!("the store does not close: what it has not synced was not acknowledged either");
         }
         drop(self.lock);
         tracing::info!(connections_cut = left, "stopped");
@@ -406,12 +420,17 @@ fn prepare(dir: &Path, wait: Duration) -> Result<DataLock, StartError> {
     DataLock::acquire(dir, wait).map_err(|error| StartError::Failed(error.to_string()))
 }
 
-fn load_keys(snapshot: &Snapshot, dir: &Path) -> Result<Keys, StartError> {
-    let given = Given {
+/// What is configured of the store's keys.
+pub(crate) fn store_secrets(snapshot: &Snapshot) -> Given<'_> {
+    Given {
         wrapping: snapshot.store_key.as_ref().map(|key| key.expose().as_bytes()),
-        ..Given::default()
-    };
-    let (keys, warnings) = Keys::load(given, dir).map_err(|error| StartError::Config(error.to_string()))?;
+        previous: snapshot.previous_store_key.as_ref().map(|key| key.expose().as_bytes()),
+    }
+}
+
+fn load_keys(snapshot: &Snapshot, dir: &Path) -> Result<Keys, StartError> {
+    let (keys, warnings) =
+        Keys::load(store_secrets(snapshot), dir).map_err(|error| StartError::Config(error.to_string()))?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }

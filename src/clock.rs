@@ -45,6 +45,7 @@ impl Clock {
     /// The present instant.
     pub fn now(&self) -> Timestamp {
         match self.0 {
+            #[expect(clippy::disallowed_methods, reason = "the one place")]
             Source::System => Timestamp::now(),
             Source::Anchored { wall, at } => wall
                 .checked_add(

@@ -8,7 +8,7 @@ use crate::error::ProxyError;
 use crate::flexport::problem::Asked;
 use crate::flexport::routes::RoutePolicy;
 use crate::http::{Body, Delivery, Present};
-use crate::ids::{OwnerId, PartitionId, WriteId};
+use crate::ids::{OwnerId, PartitionId};
 use http::{HeaderValue, Method, Request, Response};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -259,10 +259,6 @@ pub struct Pending {
     /// How long the oldest has waited.
     pub oldest: Duration,
 }
-
-/// The ticket of a write, for those who only need to name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket(pub WriteId);
 
 // === impl Upstream ===
 

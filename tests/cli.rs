@@ -597,6 +597,11 @@ async fn queued_writes_by_the_command_line() {
     let table = done(operate(&server, &["queue", "list"]));
     assert_eq!(table.lines().count(), 5, "{table}");
     assert!(table.starts_with("WRITE") && unknown.iter().all(|id| table.contains(id)), "{table}");
+    let page = done(operate(&server, &["queue", "list", "--limit", "3"]));
+    let (first, next) = page.split_once("more: --after ").expect("there is a fourth");
+    let rest = done(operate(&server, &["queue", "list", "--after", next.trim()]));
+    assert_eq!((first.lines().count(), rest.lines().count()), (4, 2), "{page}{rest}");
+    assert!(rest.contains(&*waiting) && !rest.contains("more:"), "{rest}");
     let list = ["--output", "json", "queue", "list", "--state", "pending", "--route", "POST /bookings"];
     let json: Value = serde_json::from_str(&done(operate(&server, &list))).unwrap();
     assert_eq!(json["writes"].as_array().unwrap().len(), 1, "{json}");

@@ -2,6 +2,7 @@
 
 use super::Admin;
 use super::problem::Problem;
+use super::writes::read;
 use crate::cache::Which;
 use axum::Json;
 use axum::body::Bytes;
@@ -81,11 +82,7 @@ pub(super) async fn entries(
 }
 
 pub(super) async fn purge(State(admin): State<Admin>, body: Bytes) -> Result<Json<Value>, Problem> {
-    let wanted: Wanted = serde_json::from_slice(&body).map_err(|error| {
-        Problem::bad(format!(
-            "the body must be JSON such as {{\"tag\": \"shipments\", \"soft\": true, \"reason\": \"…\"}}: {error}"
-        ))
-    })?;
+    let wanted: Wanted = read(&body, r#"{"tag": "shipments", "soft": true, "reason": "…"}"#)?;
     let which = which(&wanted)?;
     let told = format!("{which:?}");
     let actor = wanted.actor.unwrap_or_else(|| "api".to_owned());

@@ -2,6 +2,7 @@
 
 use super::Admin;
 use super::problem::Problem;
+use super::writes::read;
 use crate::config::{self, Diagnostics, LastReload, Trigger};
 use axum::Json;
 use axum::body::Bytes;
@@ -76,12 +77,10 @@ pub(super) async fn reload(State(admin): State<Admin>) -> Result<Json<Value>, Pr
 
 /// Changes what is logged, until `telemetry.log` changes or the process ends.
 pub(super) async fn log_level(State(admin): State<Admin>, body: Bytes) -> Result<Json<Value>, Problem> {
-    let wanted: Wanted = serde_json::from_slice(&body).map_err(|error| {
-        Problem::bad(format!(
-            "the body must be JSON such as {{\"level\": \"info,seawall::queue=debug\"}}, or {{\"level\": null}} for what \
-             telemetry.log says: {error}"
-        ))
-    })?;
+    let wanted: Wanted = read(
+        &body,
+        r#"{"level": "info,seawall::queue=debug"}, or {"level": null} for what telemetry.log says"#,
+    )?;
     let (before, _) = admin.config.log_filter();
     if let Some(level) = &wanted.level {
         config::log_filter(level).map_err(|what| Problem::bad(format!("level: {what}")))?;

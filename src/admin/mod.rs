@@ -16,6 +16,7 @@ mod writes;
 
 use crate::breaker::Breakers;
 use crate::cache::Cache;
+use crate::clock::Clock;
 use crate::config::Live;
 use crate::http::{Body, BodyError};
 use crate::queue::Queue;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
+use writes::Deed;
 
 /// What the admin API looks at and acts on.
 #[derive(Clone)]
@@ -52,6 +54,8 @@ pub struct Admin {
     pub is_up: Arc<AtomicBool>,
     /// Set when shutting down.
     pub is_draining: Arc<AtomicBool>,
+    /// Wall time.
+    pub clock: Clock,
     /// When the process started.
     pub started_at: jiff::Timestamp,
 }
@@ -68,11 +72,11 @@ pub fn service(admin: Admin) -> BoxCloneSyncService<Request<Body>, Response<Body
         .route("/api/v1/cache/purge", post(cache::purge))
         .route("/api/v1/writes", get(writes::list))
         .route("/api/v1/writes/{id}", get(writes::get))
-        .route("/api/v1/writes/{id}/cancel", post(writes::cancel))
+        .route("/api/v1/writes/{id}/cancel", post(|a, id, body| writes::act(Deed::Cancel, a, id, body)))
+        .route("/api/v1/writes/{id}/hold", post(|a, id, body| writes::act(Deed::Hold, a, id, body)))
+        .route("/api/v1/writes/{id}/release", post(|a, id, body| writes::act(Deed::Release, a, id, body)))
+        .route("/api/v1/writes/{id}/retry", post(|a, id, body| writes::act(Deed::Retry, a, id, body)))
         .route("/api/v1/writes/{id}/resolve", post(writes::resolve))
-        .route("/api/v1/writes/{id}/hold", post(writes::hold))
-        .route("/api/v1/writes/{id}/release", post(writes::release))
-        .route("/api/v1/writes/{id}/retry", post(writes::retry))
         .route("/api/v1/store/rotate", post(writes::rotate))
         .route("/api/v1/store/verify", get(store::verify))
         .route("/api/v1/store/backup", post(store::backup))

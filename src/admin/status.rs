@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 pub(super) async fn get(State(admin): State<Admin>) -> Json<Value> {
     let config = admin.config.current();
-    let now = jiff::Timestamp::now();
+    let now = admin.clock.now();
     let store = admin.store.as_ref().map(|store| {
         let health = store.health();
         json!({

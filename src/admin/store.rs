@@ -54,7 +54,7 @@ pub(super) async fn backup(State(admin): State<Admin>, body: Bytes) -> Result<Js
     let store = admin.store.as_ref().ok_or_else(no_queue)?;
     let snapshot = admin.config.current();
     let secret = wanted.with_secret.then(|| snapshot.settings.data_dir.join(SECRET_FILE));
-    let order = BackupOrder { to: wanted.path.clone(), secret, now: crate::clock::Clock::system().now() };
+    let order = BackupOrder { to: wanted.path.clone(), secret, now: admin.clock.now() };
     let manifest = store.backup(order).await.map_err(|error| {
         let status = match &error {
             BackupError::Place { .. } => StatusCode::UNPROCESSABLE_ENTITY,

@@ -46,6 +46,15 @@ struct Resolve {
     actor: Option<String>,
 }
 
+/// What a person asks of a write, with nothing but a reason.
+#[derive(Clone, Copy)]
+pub(super) enum Deed {
+    Cancel,
+    Hold,
+    Release,
+    Retry,
+}
+
 /// The longest page.
 const MAX_LIMIT: usize = 1000;
 
@@ -78,50 +87,25 @@ pub(super) async fn get(State(admin): State<Admin>, Path(id): Path<String>) -> R
     Ok(Json(json!(ticket)))
 }
 
-pub(super) async fn cancel(
+/// Does what a person asks of a write.
+pub(super) async fn act(
+    deed: Deed,
     State(admin): State<Admin>,
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<Json<Value>, Problem> {
     let act: Act = read(&body, r#"{"reason": "…", "actor": "…"}"#)?;
     demand_reason(&act.reason)?;
-    let actor = act.actor.unwrap_or_else(|| "api".to_owned());
-    let ticket =
-        queue(&admin)?.cancel(parse(&id)?, &actor, &act.reason).await.map_err(|error| problem(&error))?;
-    tracing::warn!(target: "seawall::audit", write_id = id, actor, reason = act.reason, "write cancelled");
-    Ok(Json(json!(ticket)))
-}
-
-pub(super) async fn hold(
-    State(admin): State<Admin>,
-    Path(id): Path<String>,
-    body: Bytes,
-) -> Result<Json<Value>, Problem> {
-    let (id, actor, reason) = act(&id, &body)?;
-    let ticket = queue(&admin)?.hold(id, &actor, &reason).await.map_err(|error| problem(&error))?;
-    tracing::warn!(target: "seawall::audit", write_id = %id, actor, reason, "write held");
-    Ok(Json(json!(ticket)))
-}
-
-pub(super) async fn release(
-    State(admin): State<Admin>,
-    Path(id): Path<String>,
-    body: Bytes,
-) -> Result<Json<Value>, Problem> {
-    let (id, actor, reason) = act(&id, &body)?;
-    let ticket = queue(&admin)?.release(id, &actor, &reason).await.map_err(|error| problem(&error))?;
-    tracing::warn!(target: "seawall::audit", write_id = %id, actor, reason, "write released");
-    Ok(Json(json!(ticket)))
-}
-
-pub(super) async fn retry(
-    State(admin): State<Admin>,
-    Path(id): Path<String>,
-    body: Bytes,
-) -> Result<Json<Value>, Problem> {
-    let (id, actor, reason) = act(&id, &body)?;
-    let ticket = queue(&admin)?.retry(id, &actor, &reason).await.map_err(|error| problem(&error))?;
-    tracing::warn!(target: "seawall::audit", write_id = %id, actor, reason, "write sent again");
+    let (queue, id) = (queue(&admin)?, parse(&id)?);
+    let (actor, reason) = (act.actor.as_deref().unwrap_or("api"), act.reason.as_str());
+    let (ticket, what) = match deed {
+        Deed::Cancel => (queue.cancel(id, actor, reason).await, "write cancelled"),
+        Deed::Hold => (queue.hold(id, actor, reason).await, "write held"),
+        Deed::Release => (queue.release(id, actor, reason).await, "write released"),
+        Deed::Retry => (queue.retry(id, actor, reason).await, "write sent again"),
+    };
+    let ticket = ticket.map_err(|error| problem(&error))?;
+    tracing::warn!(target: "seawall::audit", write_id = %id, actor, reason, "{what}");
     Ok(Json(json!(ticket)))
 }
 
@@ -148,7 +132,7 @@ pub(super) async fn resolve(
     tracing::warn!(
         target: "seawall::audit",
         write_id = id, verdict = wanted.verdict, actor, reason = wanted.reason,
-        "unknown write resolved"
+        "write resolved"
     );
     Ok(Json(json!(ticket)))
 }
@@ -168,12 +152,6 @@ pub(super) async fn rotate(State(admin): State<Admin>) -> Result<Json<Value>, Pr
         "disk_bytes": after.disk_bytes,
         "live_bytes": after.live_bytes,
     })))
-}
-
-fn act(id: &str, body: &[u8]) -> Result<(WriteId, String, String), Problem> {
-    let act: Act = read(body, r#"{"reason": "…", "actor": "…"}"#)?;
-    demand_reason(&act.reason)?;
-    Ok((parse(id)?, act.actor.unwrap_or_else(|| "api".to_owned()), act.reason))
 }
 
 fn queue(admin: &Admin) -> Result<&Arc<Queue>, Problem> {

@@ -1,5 +1,6 @@
 //! What can be asked for on the command line.
 
+use crate::config::Secret;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -32,6 +33,9 @@ pub struct Operator {
     /// File with the admin API's token (or the token itself in $SEAWALL_ADMIN_TOKEN).
     #[arg(long, global = true, value_name = "FILE", help_heading = "Operator options")]
     pub token_file: Option<PathBuf>,
+    /// The token of the configuration at hand, where nothing else is said.
+    #[arg(skip)]
+    pub token: Option<Secret>,
     /// How answers are shown.
     #[arg(long, global = true, value_enum, default_value_t = Output::Table, help_heading = "Operator options")]
     pub output: Output,
@@ -267,6 +271,9 @@ pub enum QueueCommand {
         /// At most so many.
         #[arg(long, default_value_t = 100)]
         limit: usize,
+        /// Those after this, as the page before says.
+        #[arg(long)]
+        after: Option<u64>,
     },
     /// Show one write.
     Show {
@@ -305,7 +312,7 @@ pub enum QueueCommand {
         #[arg(long)]
         reason: String,
     },
-    /// Settle a write whose outcome is unknown.
+    /// Settle a write whose outcome is unknown, or that a restore holds back.
     Resolve {
         /// Its ticket.
         id: String,

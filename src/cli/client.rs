@@ -81,7 +81,9 @@ impl Admin {
                 std::fs::read_to_string(path)
                     .with_context(|| format!("--token-file {}: cannot be read", path.display()))?,
             ),
-            None => std::env::var("SEAWALL_ADMIN_TOKEN").ok(),
+            None => std::env::var("SEAWALL_ADMIN_TOKEN")
+                .ok()
+                .or_else(|| operator.token.as_ref().map(|token| token.expose().to_owned())),
         };
         let token = token
             .map(|token| {

@@ -10,8 +10,11 @@ use serde_json::{Value, json};
 
 pub(super) fn run(operator: &Operator, command: &QueueCommand) -> Exit {
     match command {
-        QueueCommand::List { state, route, limit } => {
+        QueueCommand::List { state, route, limit, after } => {
             let mut path = format!("/api/v1/writes?limit={limit}");
+            if let Some(after) = after {
+                path.extend(["&after=", &after.to_string()]);
+            }
             for (name, value) in [("state", state), ("route", route)] {
                 if let Some(value) = value {
                     path.extend(["&", name, "="]);
@@ -102,5 +105,10 @@ fn list(value: &Value) -> String {
             ]
         })
         .collect();
-    output::table(&["WRITE", "STATE", "ROUTE", "PATH", "ATTEMPTS", "ACCEPTED", "REASON"], &rows)
+    let mut page =
+        output::table(&["WRITE", "STATE", "ROUTE", "PATH", "ATTEMPTS", "ACCEPTED", "REASON"], &rows);
+    if let Some(next) = value["next"].as_u64() {
+        page.extend(["more: --after ", &next.to_string(), "\n"]);
+    }
+    page
 }

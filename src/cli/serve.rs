@@ -3,7 +3,7 @@
 use super::Exit;
 use super::args::ConfigArgs;
 use super::notify::notify;
-use crate::app::{App, StartError};
+use crate::app::{App, LAST_FILES, StartError};
 use crate::config::{Live, LoadArgs};
 use crate::telemetry;
 use std::sync::Arc;
@@ -23,7 +23,12 @@ pub(super) fn run(args: &ConfigArgs) -> Exit {
         tracing::warn!(%error, "core dumps could not be switched off");
     }
     match runtime() {
-        Ok(runtime) => runtime.block_on(serve(live)),
+        Ok(runtime) => {
+            let exit = runtime.block_on(serve(live));
+            // A drop would wait for a disk or a name server that is stuck.
+            runtime.shutdown_timeout(LAST_FILES);
+            exit
+        }
         Err(error) => Exit::Failed(error.into()),
     }
 }

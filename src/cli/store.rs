@@ -5,13 +5,12 @@
 use super::args::{Operator, Output, StoreCommand};
 use super::breaker::actor;
 use super::{Exit, client, output, serve};
+use crate::app::store_secrets;
 use crate::clock::Clock;
 use crate::config::{Snapshot, load};
 use crate::queue::verify::Verification;
 use crate::store::inspect::{self, Inspection, Problem, Rows, Scratch};
-use crate::store::{
-    Backup, BackupOrder, DataLock, Given, Keys, Manifest, OpenError, SECRET_FILE, backup, fs,
-};
+use crate::store::{Backup, BackupOrder, DataLock, Keys, Manifest, OpenError, SECRET_FILE, backup, fs};
 use anyhow::{Context as _, anyhow, bail};
 use http::Method;
 use serde_json::{Value, json};
@@ -63,27 +62,37 @@ fn verify(operator: &Operator, snapshot: &Snapshot, dir: Option<&Path>, scratch:
         return look_at_backup(snapshot, dir, scratch)
             .map_or_else(Exit::Failed, |report| tell(operator, &report));
     }
-    let data_dir = match dir {
-        Some(dir) if dir.join("CURRENT").is_file() && !dir.join(QUEUE).is_dir() => fs_parent(dir),
-        Some(dir) => dir.to_owned(),
+    let (data_dir, store) = match dir {
+        // A store itself, such as one that was set aside.
+        Some(dir) if dir.join("CURRENT").is_file() && !dir.join(QUEUE).is_dir() => {
+            (fs::parent(dir).to_owned(), dir.to_owned())
+        }
+        Some(dir) => (dir.to_owned(), dir.join(QUEUE)),
         None if !operator.admin.is_empty() => return verify_running(operator),
-        None => snapshot.settings.data_dir.clone(),
+        None => (snapshot.settings.data_dir.clone(), snapshot.settings.data_dir.join(QUEUE)),
     };
-    let _lock = match DataLock::hold_existing(&data_dir) {
+    // One that was set aside is nobody's.
+    let is_in_place = store.file_name() == Some(QUEUE.as_ref());
+    let _lock = match is_in_place.then(|| DataLock::hold_existing(&data_dir)).transpose() {
         Ok(lock) => lock,
         Err(OpenError::Locked { .. }) if dir.is_none() => return verify_running(&local(operator, snapshot)),
         Err(error) => return Exit::Failed(error.into()),
     };
-    look_at_store(snapshot, &data_dir, scratch).map_or_else(Exit::Failed, |report| tell(operator, &report))
+    look_at_store(snapshot, &store, &data_dir.join(SECRET_FILE), scratch)
+        .map_or_else(Exit::Failed, |report| tell(operator, &report))
 }
 
-fn look_at_store(snapshot: &Snapshot, data_dir: &Path, scratch: Option<&Path>) -> anyhow::Result<Report> {
-    let dir = data_dir.join(QUEUE);
+fn look_at_store(
+    snapshot: &Snapshot,
+    dir: &Path,
+    secret: &Path,
+    scratch: Option<&Path>,
+) -> anyhow::Result<Report> {
     if !dir.is_dir() {
         bail!("{} is not there: name a data folder, or a backup", dir.display());
     }
-    let keys = keys(snapshot, &data_dir.join(SECRET_FILE))?;
-    let Inspection { epoch, problems, notes, rows } = Inspection::of_store(&dir, &keys, room(scratch)?)?;
+    let keys = keys(snapshot, secret)?;
+    let Inspection { epoch, problems, notes, rows } = Inspection::of_store(dir, &keys, room(scratch)?)?;
     let mut report = Report { epoch, problems, notes, found: None };
     if let Some(rows) = rows {
         report.take(Verification::of(&mut |tree, visit| rows.scan(tree, visit))?);
@@ -343,7 +352,7 @@ fn restore(
     }
     output::data(&format!(
         "restored into {}: {} unsettled writes wait for a decision after the start (seawall queue list; then queue \
-         release, cancel or resolve)",
+         release or resolve)",
         place.display(),
         found.unsettled()
     ));
@@ -371,8 +380,7 @@ fn keys_of_backup(snapshot: &Snapshot, backup: &Backup) -> anyhow::Result<(Keys,
 }
 
 fn existing(snapshot: &Snapshot, secret: &Path) -> anyhow::Result<Option<Keys>> {
-    let wrapping = snapshot.store_key.as_ref().map(|key| key.expose().as_bytes());
-    Ok(Keys::existing(Given { wrapping, ..Given::default() }, secret)?)
+    Ok(Keys::existing(store_secrets(snapshot), secret)?)
 }
 
 fn room(scratch: Option<&Path>) -> anyhow::Result<Scratch> {
@@ -380,16 +388,10 @@ fn room(scratch: Option<&Path>) -> anyhow::Result<Scratch> {
     Ok(Scratch::inside(&dir)?)
 }
 
-fn fs_parent(dir: &Path) -> PathBuf {
-    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.unwrap_or(Path::new(".")).to_owned()
-}
-
 /// The admin API of the Seawall that has this configuration.
 fn local(operator: &Operator, snapshot: &Snapshot) -> Operator {
     let mut operator = operator.clone();
-    let settings = &snapshot.settings.admin;
-    let mut address = settings.listen;
+    let mut address = snapshot.settings.admin.listen;
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
             std::net::Ipv4Addr::LOCALHOST.into()
@@ -398,9 +400,24 @@ fn local(operator: &Operator, snapshot: &Snapshot) -> Operator {
         });
     }
     operator.admin = vec![format!("http://{address}")];
-    let is_told = operator.token_file.is_some() || std::env::var_os("SEAWALL_ADMIN_TOKEN").is_some();
-    if !is_told && !settings.token_file.as_os_str().is_empty() {
-        operator.token_file = Some(settings.token_file.clone());
-    }
+    operator.token.clone_from(&snapshot.admin_token);
     operator
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use crate::config::{Secret, Settings};
+    use clap::Parser as _;
+
+    #[test]
+    fn the_admin_api_of_the_configuration_is_asked_with_its_token() {
+        let mut snapshot = Snapshot::of(Settings::default()).unwrap();
+        snapshot.admin_token = Some(Secret::new("from the variable that admin.token_env names"));
+        let operator = Cli::try_parse_from(["seawall", "store", "verify"]).unwrap().operator;
+        let local = local(&operator, &snapshot);
+        assert_eq!(local.admin, ["http://127.0.0.1:8461"]);
+        assert!(local.token == snapshot.admin_token);
+    }
 }

@@ -496,6 +496,10 @@ pub struct Store {
     pub key_file: PathBuf,
     /// Environment variable with that key.
     pub key_env: String,
+    /// File with the key before that one, while it is being changed.
+    pub previous_key_file: PathBuf,
+    /// Environment variable with that one.
+    pub previous_key_env: String,
     /// Free space that is left to others, in bytes. Zero: a tenth of the volume, at most 2 GiB, at least 128 MiB.
     pub min_free: Size,
     /// How long a start waits for another process to leave the data folder.
@@ -745,7 +749,14 @@ impl Default for Queue {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { key_file: PathBuf::new(), key_env: String::new(), min_free: Size(0), lock_wait: secs(30) }
+        Self {
+            key_file: PathBuf::new(),
+            key_env: String::new(),
+            previous_key_file: PathBuf::new(),
+            previous_key_env: String::new(),
+            min_free: Size(0),
+            lock_wait: secs(30),
+        }
     }
 }
 

@@ -16,7 +16,6 @@ use jiff::Timestamp;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::watch;
 
 /// The settings that a reload cannot change. The one list; sections stand for all that is in them.
 pub const NEEDS_RESTART: &[&str] = &[
@@ -25,6 +24,8 @@ pub const NEEDS_RESTART: &[&str] = &[
     "data_dir",
     "store.key_file",
     "store.key_env",
+    "store.previous_key_file",
+    "store.previous_key_env",
     "store.min_free",
     "store.lock_wait",
     // Sockets and connections are set up once.
@@ -65,7 +66,6 @@ pub struct Live {
     current: ArcSwap<Snapshot>,
     /// One reload at a time.
     turn: Mutex<Watched>,
-    generations: watch::Sender<u64>,
     last: Mutex<Option<LastReload>>,
     /// What is logged instead of `telemetry.log`, by an operator's word.
     log: Mutex<Option<String>>,
@@ -140,13 +140,11 @@ impl Live {
     }
 
     fn new(args: Option<LoadArgs>, snapshot: Snapshot) -> Arc<Self> {
-        let (generations, _) = watch::channel(snapshot.generation);
         let stamps = stamps(&snapshot.files);
         Arc::new(Self {
             args,
             current: ArcSwap::from_pointee(snapshot),
             turn: Mutex::new(Watched { read: stamps, looked: None }),
-            generations,
             last: Mutex::new(None),
             log: Mutex::new(None),
         })
@@ -155,11 +153,6 @@ impl Live {
     /// The snapshot in use. A request takes it once.
     pub fn current(&self) -> Arc<Snapshot> {
         self.current.load_full()
-    }
-
-    /// Tells of each new snapshot, by its generation.
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.generations.subscribe()
     }
 
     /// Tells where the data listener is, when `server.listen` has port 0: links must name the real port. To be
@@ -242,7 +235,6 @@ impl Live {
             warnings: next.warnings.clone(),
         };
         self.current.store(Arc::new(next));
-        self.generations.send_replace(report.generation);
         Ok(report)
     }
 

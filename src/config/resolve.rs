@@ -70,16 +70,19 @@ pub(super) fn build_with(
         warn_if_short("admin", token, &mut checker);
     }
     let store = &settings.store;
-    let store_key = match key {
-        StoreKey::InUse(key) => key.cloned(),
-        StoreKey::Read => reader.secret("store", "key", &store.key_file, &store.key_env, &mut checker),
+    let (store_key, previous_store_key) = match key {
+        StoreKey::InUse(key) => (key.cloned(), None),
+        StoreKey::Read => (
+            store_key(&mut reader, "key", &store.key_file, &store.key_env, &mut checker),
+            store_key(
+                &mut reader,
+                "previous_key",
+                &store.previous_key_file,
+                &store.previous_key_env,
+                &mut checker,
+            ),
+        ),
     };
-    if store_key.as_ref().is_some_and(|key| key.expose().len() < GOOD_KEY) {
-        let what = format!(
-            "the key is shorter than {GOOD_KEY} characters; make one with `openssl rand -base64 {GOOD_KEY}`"
-        );
-        checker.say(if store.key_env.is_empty() { "store.key_file" } else { "store.key_env" }, what);
-    }
     let upstream = &settings.upstream;
     let proxy_authorization = reader.secret_as(
         "upstream",
@@ -111,6 +114,7 @@ pub(super) fn build_with(
         identities,
         admin_token,
         store_key,
+        previous_store_key,
         upstream_tls: Arc::new(upstream_tls),
         proxy_authorization,
         generation: 1,
@@ -120,6 +124,25 @@ pub(super) fn build_with(
         origins,
         settings,
     })
+}
+
+/// A key of the store's.
+fn store_key(
+    reader: &mut Reader<'_>,
+    name: &str,
+    file: &Path,
+    variable: &str,
+    checker: &mut Checker<'_>,
+) -> Option<Secret> {
+    let key = reader.secret("store", name, file, variable, checker)?;
+    if key.expose().len() < GOOD_KEY {
+        let what = format!(
+            "the key is shorter than {GOOD_KEY} characters; make one with `openssl rand -base64 {GOOD_KEY}`"
+        );
+        let source = if variable.is_empty() { "file" } else { "env" };
+        checker.say(&format!("store.{name}_{source}"), what);
+    }
+    Some(key)
 }
 
 /// Every file that these settings name to be read, the configuration's own first.

@@ -212,6 +212,8 @@ const QUEUE: &[Field] = &[
 const STORE: &[Field] = &[
     ("key_file", Leaf(Path)),
     ("key_env", Leaf(Variable)),
+    ("previous_key_file", Leaf(Path)),
+    ("previous_key_env", Leaf(Variable)),
     ("min_free", Leaf(Size)),
     ("lock_wait", Leaf(Span)),
 ];

@@ -25,8 +25,10 @@ pub struct Snapshot {
     pub identities: HashMap<[u8; 32], Arc<str>>,
     /// The admin API's token.
     pub admin_token: Option<Secret>,
-    /// The key that wraps the store's data key, and the one for HMACs, when given; else `<data_dir>/secret` is used.
+    /// The key that wraps the store's data keys, when given; else that of `<data_dir>/secret` is used.
     pub store_key: Option<Secret>,
+    /// The one before, when given. Only a start asks.
+    pub previous_store_key: Option<Secret>,
     /// Whom new connections to the upstream trust, and as whom they come.
     pub upstream_tls: Arc<UpstreamTls>,
     /// What the egress proxy is told in `Proxy-Authorization`, marked sensitive.

@@ -609,7 +609,6 @@ fn a_reload_is_all_or_nothing() {
     folder.write("flexport", "flexport-token-of-a-test\n");
     let alias = "[credentials.alias.main]\ntoken_file = \"DIR/flexport\"\n";
     let live = Live::load(folder.args(&format!("cache.max_stale = \"1h\"\n{alias}"), &[], &[])).unwrap();
-    let told = live.subscribe();
     assert!(!live.is_outdated());
 
     folder.args(&format!("cache.max_stale = \"2h\"\nlimiter.max = 0\n{alias}"), &[], &[]);
@@ -618,7 +617,7 @@ fn a_reload_is_all_or_nothing() {
     let error = reload(&live, Trigger::Api).unwrap_err().to_string();
     assert!(error.ends_with("proxy.toml:2:15: `limiter.max`: must be at least 1"), "{error}");
     assert_eq!(live.current().settings.cache.max_stale.to_string(), "1h");
-    assert_eq!((live.current().generation, *told.borrow()), (1, 1));
+    assert_eq!(live.current().generation, 1);
     assert!(!live.is_outdated(), "a bad file is read once");
 
     folder.write("flexport", "another-token-of-a-test\n");
@@ -633,7 +632,7 @@ fn a_reload_is_all_or_nothing() {
     assert_eq!(now.settings.limiter.max, 128, "what needs a restart shows what is in force");
     assert_eq!(now.origin_of("limiter.max"), Origin::Default);
     assert_eq!(now.credentials["main"], "Bearer another-token-of-a-test");
-    assert_eq!((before.generation, *told.borrow()), (1, 2));
+    assert_eq!((before.generation, now.generation), (1, 2));
     let shipments = now.routes.find(&http::Method::GET, "/shipments");
     assert_eq!(shipments.cache.as_ref().unwrap().max_stale.as_secs(), 7200);
 }

@@ -650,6 +650,7 @@ fn capabilities(settings: &Settings, checker: &mut Checker<'_>) {
     }
     let store = &settings.store;
     checker.one_source("store", "key", &store.key_file, &store.key_env);
+    checker.one_source("store", "previous_key", &store.previous_key_file, &store.previous_key_env);
     if settings.profile == Profile::Strict && !is_loopback(settings.server.listen) {
         checker.warn("profile", "\"strict\" is for conformance suites: nothing protects Flexport or writes");
     }

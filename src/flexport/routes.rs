@@ -187,16 +187,6 @@ impl WriteClass {
             Self::N | Self::P | Self::X => false,
         }
     }
-
-    /// The letter.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::R => "R",
-            Self::N => "N",
-            Self::P => "P",
-            Self::X => "X",
-        }
-    }
 }
 
 // === impl QueuePolicy ===

@@ -113,15 +113,19 @@ pub fn by_key(earlier: Earlier) -> Repeat {
 
 /// What a request without a key gets that equals an earlier one of a route that creates. Only a success stands for
 /// a later one: what Flexport rejected took no effect, and may be right a moment later.
-pub fn by_twin(earlier: Earlier, window: Duration, answers_settled: bool, was_success: bool) -> Repeat {
+pub fn by_twin(earlier: Earlier, window: Duration, answers_settled: bool) -> Repeat {
     match earlier.state {
         State::Unknown if earlier.is_live => Repeat::Wait,
         State::Unknown => Repeat::Unknown,
         _ if !answers_settled => Repeat::Fresh,
         _ if earlier.is_live => Repeat::Wait,
         State::Pending | State::Sending | State::Waiting => Repeat::Ticket,
-        State::Done if was_success && earlier.settled_for.is_some_and(|span| span < window) => {
-            if earlier.has_answer { Repeat::Answer } else { Repeat::Ticket }
+        State::Done if earlier.settled_for.is_some_and(|span| span < window) => {
+            if earlier.has_answer {
+                Repeat::Answer
+            } else {
+                Repeat::Ticket
+            }
         }
         State::Done | State::Dead | State::Expired | State::Cancelled => Repeat::Fresh,
     }
@@ -183,7 +187,7 @@ mod tests {
     #[test]
     fn twins_are_recognised_while_unsettled_and_shortly_after() {
         let window = Duration::from_secs(60);
-        let of = |earlier| by_twin(earlier, window, true, true);
+        let of = |earlier| by_twin(earlier, window, true);
         assert_eq!(of(earlier(State::Pending)), Repeat::Ticket);
         assert_eq!(of(earlier(State::Unknown)), Repeat::Unknown);
         assert_eq!(of(Earlier { is_live: true, ..earlier(State::Sending) }), Repeat::Wait);
@@ -193,9 +197,9 @@ mod tests {
         assert_eq!(of(Earlier { settled_for: Some(window), ..done }), Repeat::Fresh);
         assert_eq!(of(earlier(State::Dead)), Repeat::Fresh);
         // Equal line items are legitimate.
-        assert_eq!(by_twin(done, window, false, true), Repeat::Fresh);
-        assert_eq!(by_twin(earlier(State::Pending), window, false, true), Repeat::Fresh);
-        assert_eq!(by_twin(earlier(State::Unknown), window, false, true), Repeat::Unknown);
+        assert_eq!(by_twin(done, window, false), Repeat::Fresh);
+        assert_eq!(by_twin(earlier(State::Pending), window, false), Repeat::Fresh);
+        assert_eq!(by_twin(earlier(State::Unknown), window, false), Repeat::Unknown);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The queue itself: what its parts share, its start, and its end.
 //!
 //! **Where a caller may leave.** Nothing that changes a write runs in a caller's future: first attempts, replays and
-//! steps asked for by people are tasks of their own, and the caller only waits.
+//! steps asked for by people are tasks of their own, and the caller only waits. But for one: a body above the cap
+//! streams from the caller, is no record, and ends when its caller leaves.
 //!
 //! **Where the process may die.** A 202 follows a synced record. What creates is `sending` on disk before its first
 //! byte leaves. A replayed write frees its order only after its outcome is synced. Between any two of these, a
@@ -48,7 +49,7 @@ use tower::ServiceExt;
 const OVERTIME: Duration = Duration::from_secs(5);
 
 /// How long the drain waits for the disk after its deadline.
-const LAST_WRITES: Duration = Duration::from_secs(2);
+pub const LAST_WRITES: Duration = Duration::from_millis(1500);
 
 /// Records that one batch of a restart changes; each takes at most some 20 KiB.
 const RESTORED_AT_ONCE: usize = 200;
@@ -226,7 +227,7 @@ impl Queue {
             every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
-                    _ = every.tick() => sweeper.sweep().await,
+                    _ = every.tick() => sweeper.sweep(sweeper.clock.now()).await,
                     () = cancelled.cancelled() => return,
                     () = sweeper.stop.cancelled() => return,
                 }
@@ -552,8 +553,7 @@ impl Queue {
     }
 
     /// Expires, forgets, counts.
-    pub(super) async fn sweep(self: &Arc<Self>) {
-        let now = self.clock.now();
+    pub(super) async fn sweep(self: &Arc<Self>, now: jiff::Timestamp) {
         let may_expire = self.may_expire(now);
         let (late, old, oldest) = self.with(|book| {
             let late: Vec<_> = book
@@ -562,8 +562,9 @@ impl Queue {
                 .filter(|entry| matches!(entry.state(), State::Pending | State::Waiting))
                 .map(|entry| entry.record.write_id)
                 .collect();
-            let mut old = old(book, book.settled(), book.settled_bytes, MAX_SETTLED_BYTES, now);
-            old.extend(self::old(book, book.kept(), book.kept_bytes, MAX_KEPT_BYTES, now));
+            let by_age = may_expire.then_some(now);
+            let mut old = old(book, book.settled(), book.settled_bytes, MAX_SETTLED_BYTES, by_age);
+            old.extend(self::old(book, book.kept(), book.kept_bytes, MAX_KEPT_BYTES, by_age));
             (late, old, book.oldest())
         });
         let age = oldest.map_or(Duration::ZERO, |at| clock::since(now, at));
@@ -607,7 +608,7 @@ impl Queue {
                 break;
             }
         }
-        self.forget_volatile(now);
+        self.forget_volatile(may_expire.then_some(now));
         let moment = self.moment();
         self.with(|book| book.pace.prune(moment));
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
@@ -622,13 +623,13 @@ impl Queue {
         }
     }
 
-    /// Whether what is too old by the wall clock may be given up: not while that has jumped.
+    /// Whether what is too old by the wall clock may be given up or forgotten: not while that has jumped.
     pub(super) fn may_expire(&self, now: jiff::Timestamp) -> bool {
         let moment = self.moment();
         let look = self.sight.lock().unwrap_or_else(PoisonError::into_inner).look(now, moment);
         if let Some(jump) = look.jump {
             self.alarm(format!(
-                "the wall clock jumped forward by {} s: nothing is given up for its age within the next hour; set the \
+                "the wall clock jumped forward by {} s: nothing is given up or forgotten for its age within the next hour; set the \
                  clock, or stop Seawall",
                 jump.as_secs()
             ));
@@ -636,8 +637,9 @@ impl Queue {
         look.may_expire
     }
 
-    /// Forgets writes of which nothing is on disk: what the caller was told is all there is to them.
-    fn forget_volatile(&self, now: jiff::Timestamp) {
+    /// Forgets writes of which nothing is on disk: what the caller was told is all there is to them. For their age only
+    /// where it is told what time it is.
+    fn forget_volatile(&self, now: Option<jiff::Timestamp>) {
         self.with(|book| {
             let mut found: Vec<_> = book
                 .iter()
@@ -648,7 +650,8 @@ impl Queue {
             let excess = found.len().saturating_sub(MAX_VOLATILE);
             for (index, (at, id, is_answer)) in found.into_iter().enumerate() {
                 // An unknown outcome is remembered as long as there is room: its repeat must not be sent.
-                let is_over = clock::since(now, at) >= VOLATILE || book.kept_bytes > MAX_KEPT_BYTES;
+                let is_old = now.is_some_and(|now| clock::since(now, at) >= VOLATILE);
+                let is_over = is_old || book.kept_bytes > MAX_KEPT_BYTES;
                 if index < excess || (is_answer && is_over) {
                     book.remove(id);
                 }
@@ -726,8 +729,12 @@ impl Queue {
         }
     }
 
-    /// Makes durable what is in flight: afterwards every write is on disk and every caller has its answer.
+    /// Makes durable what is in flight: afterwards every write is on disk and every caller has its answer. Once; a
+    /// drain that reached its deadline has done it.
     pub async fn finish(&self) {
+        if self.give_up.is_cancelled() {
+            return;
+        }
         self.give_up.cancel();
         if tokio::time::timeout(LAST_WRITES, self.writes.wait()).await.is_err() {
             tracing::error!("the store took too long: some writes are not durable");
@@ -793,20 +800,21 @@ pub(super) fn rules_of(config: &Snapshot, record: &Record, policy: &RoutePolicy)
     }
 }
 
-/// Those that need not be kept any more, of some that are settled, oldest first.
+/// Those that need not be kept any more, of some that are settled, oldest first. For their age only where it is told
+/// what time it is.
 fn old(
     book: &Book,
     ids: impl ExactSizeIterator<Item = WriteId>,
     mut bytes: u64,
     max_bytes: u64,
-    now: jiff::Timestamp,
+    now: Option<jiff::Timestamp>,
 ) -> Vec<WriteId> {
     let mut count = ids.len();
     let mut old = Vec::new();
     for id in ids {
         let Some(entry) = book.get(id) else { continue };
         let is_over = count > MAX_SETTLED || bytes > max_bytes;
-        let is_old = entry.record.keep_until.is_some_and(|until| until <= now);
+        let is_old = entry.record.keep_until.zip(now).is_some_and(|(until, now)| until <= now);
         if entry.busy || entry.record.progress.blocks || !(is_old || is_over) {
             continue;
         }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The number under which a passed credential lies.
-const TOKEN: u32 = u32::MAX;
+pub(super) const TOKEN: u32 = u32::MAX;
 
 /// How long a commit may take before it counts as failed.
 pub(super) const COMMIT_LIMIT: Duration = Duration::from_secs(20);
@@ -281,6 +281,12 @@ fn key(id: WriteId, number: u32) -> Vec<u8> {
     key.extend_from_slice(id.as_bytes());
     key.extend_from_slice(&number.to_be_bytes());
     key
+}
+
+/// The ticket and the number in a key.
+pub(super) fn split(key: &[u8]) -> Option<(WriteId, u32)> {
+    let (id, number) = key.split_first_chunk::<16>()?;
+    Some((WriteId::from_bytes(*id), u32::from_be_bytes(number.try_into().ok()?)))
 }
 
 fn load_error(error: &StoreError) -> LoadError {

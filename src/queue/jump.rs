@@ -1,8 +1,9 @@
-//! Pure. Notices that the wall clock jumped forward, so that this alone gives no write up.
+//! Pure. Notices that the wall clock jumped forward, so that this alone gives no write up, and forgets none.
 //!
 //! Ages are told by the wall clock, since they last over restarts. A clock that was set wrong for a moment would
-//! expire every write at once. So each look compares it with the span that passed by the monotonic clock, and after a
-//! jump nothing expires for an hour: time for a person to set it right, or for the writes to be sent.
+//! expire every write at once, and forget every answer by which a repeat is recognised. So each look compares it with
+//! the span that passed by the monotonic clock, and after a jump nothing is old for an hour: time for a person to set
+//! it right, or for the writes to be sent.
 
 use super::pace::Moment;
 use jiff::Timestamp;

@@ -220,8 +220,7 @@ fn find(book: &super::book::Book, draft: &Draft, now: jiff::Timestamp) -> Option
     let answers_settled = draft.ctx.route.queue.answers_settled_twins;
     book.index.twins(&draft.twin).iter().rev().find_map(|id| {
         let entry = book.get(*id)?;
-        let was_success = entry.state() == State::Done;
-        let repeat = dedupe::by_twin(entry.earlier(now), window, answers_settled, was_success);
+        let repeat = dedupe::by_twin(entry.earlier(now), window, answers_settled);
         (repeat != Repeat::Fresh).then_some((Some(repeat), *id))
     })
 }

@@ -42,7 +42,7 @@ pub mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use hub::{Config, OpenError, Parts, Queue};
+pub use hub::{Config, LAST_WRITES, OpenError, Parts, Queue};
 pub use layer::QueueLayer;
 pub use service::QueueService;
 pub use state::{State, Verdict};

@@ -180,7 +180,7 @@ async fn write(
             Arc::from,
         );
         let request = Request::from_parts(parts, Body::from(body));
-        return pass_in_order(queue, upstream, ctx, request, Some((partition, name)), None).await;
+        return pass_whole_in_order(queue, upstream, ctx, request, (partition, name), None).await;
     };
     clean(&mut parts.headers);
     strip_framing(&mut parts.headers);
@@ -221,8 +221,8 @@ async fn write(
                     Arc::from,
                 );
                 let request = Request::from_parts(parts, Body::from(body));
-                let key = Some((partition, name));
-                return pass_in_order(queue, upstream, ctx, request, key, Some(class)).await;
+                let key = (partition, name);
+                return pass_whole_in_order(queue, upstream, ctx, request, key, Some(class)).await;
             }
             Ok(Entered::New(live)) => {
                 let key = live.key().to_owned();
@@ -273,6 +273,29 @@ async fn write(
             }
         }
     }
+}
+
+/// The same as [`pass_in_order`] with the whole body at hand: in a task of its own, so that its order is not free while
+/// Flexport may be acting, though the caller has left.
+async fn pass_whole_in_order(
+    queue: Arc<Queue>,
+    upstream: Upstream,
+    ctx: Arc<RequestContext>,
+    request: Request<Body>,
+    key: Key,
+    class: Option<WriteClass>,
+) -> Result<Response<Body>, ProxyError> {
+    let give_up = queue.give_up.clone();
+    let task = queue.writes.clone().spawn(async move {
+        tokio::select! {
+            biased;
+            answer = pass_in_order(queue, upstream, ctx, request, Some(key), class) => answer,
+            () = give_up.cancelled() => Err(ProxyError::Cut("Seawall is shutting down".to_owned())),
+        }
+    });
+    task.await.unwrap_or_else(|_| {
+        Err(ProxyError::Internal("the write's task ended; its outcome is not known".to_owned()))
+    })
 }
 
 /// Straight to the upstream, but not past an older write of its order.

@@ -137,7 +137,8 @@ pub enum Input {
     Release,
     /// An operator wants a dead or expired one sent after all.
     Retry,
-    /// An operator knows what became of an unknown one, or decides about a dead one.
+    /// An operator knows what became of an unknown one, or decides about a dead one, or about one that is held and may
+    /// have been applied.
     Resolve(Verdict),
 }
 
@@ -243,6 +244,15 @@ impl Progress {
     pub fn is_sendable(&self) -> bool {
         !self.held && matches!(self.state, State::Pending | State::Waiting)
     }
+
+    /// Whether a person may say what became of it.
+    fn is_resolvable(&self) -> bool {
+        match self.state {
+            State::Unknown | State::Dead => true,
+            State::Pending | State::Waiting => self.held && self.maybe_applied,
+            State::Sending | State::Done | State::Expired | State::Cancelled => false,
+        }
+    }
 }
 
 impl Default for Progress {
@@ -313,7 +323,7 @@ pub fn step(
             to.reason = Some(Reason::RolledBack);
             effects.touches = true;
             if rules.replayable {
-                // Its value may be older than what Flexport holds now: a person lets it go on, or cancels by age.
+                // Its value may be older than what Flexport holds now: a person lets it go on, or resolves it.
                 to.state = Waiting;
                 to.held = true;
             } else {
@@ -349,7 +359,7 @@ pub fn step(
         }
         (Input::Cancel, Pending | Waiting) if from.maybe_applied => {
             return Err(Refused(
-                "it may have been applied already: only its outcome can tell, so it cannot be cancelled",
+                "it may have been applied already, so it cannot be cancelled: its outcome tells, or hold it and resolve it",
             ));
         }
         (Input::Cancel, Pending | Waiting) => {
@@ -364,20 +374,27 @@ pub fn step(
             return Err(Refused("it may have been applied: resolve it as not applied to have it sent"));
         }
         (Input::Retry, Dead | Expired) => reopen(&mut to, if from.maybe_applied { Waiting } else { Pending }),
-        (Input::Resolve(Verdict::Applied), Unknown | Dead) => {
+        (Input::Resolve(_), _) if !from.is_resolvable() => {
+            return Err(Refused(
+                "only an unknown or a dead write can be resolved, or one that is held and may have been applied",
+            ));
+        }
+        (Input::Resolve(Verdict::Applied), _) => {
             to.reason = Some(Reason::Operator);
             to.maybe_applied = false;
+            to.held = false;
             to.blocks = false;
             to.state = Done;
             to.settled_at = Some(now);
             effects.touches = true;
         }
-        (Input::Resolve(Verdict::NotApplied), Unknown | Dead) => {
+        (Input::Resolve(Verdict::NotApplied), _) => {
             to.maybe_applied = false;
             reopen(&mut to, Pending);
         }
-        (Input::Resolve(Verdict::Drop), Unknown | Dead) => {
+        (Input::Resolve(Verdict::Drop), _) => {
             to.reason = Some(Reason::Operator);
+            to.held = false;
             to.blocks = false;
             to.state = Dead;
             to.settled_at = Some(now);
@@ -387,7 +404,6 @@ pub fn step(
         (Input::Cancel | Input::Hold | Input::Expire, Unknown) => {
             return Err(Refused("it may have been applied: an operator has to resolve it"));
         }
-        (Input::Resolve(_), _) => return Err(Refused("only an unknown or a dead write can be resolved")),
         (Input::Retry, _) => return Err(Refused("only a dead or an expired write can be sent again")),
         (Input::Release, _) => return Err(Refused("nothing holds it")),
         (Input::Cancel | Input::Hold, Done | Dead | Expired | Cancelled) => {
@@ -430,6 +446,7 @@ fn reopen(to: &mut Progress, state: State) {
     to.state = state;
     to.reason = Some(Reason::Operator);
     to.settled_at = None;
+    to.held = false;
     to.blocks = false;
     to.server_errors = 0;
 }

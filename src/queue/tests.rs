@@ -26,6 +26,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
 
+mod mended;
 mod soak;
 
 const PARTITION: PartitionId = PartitionId([1; 16]);

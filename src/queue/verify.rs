@@ -1,9 +1,10 @@
 //! Pure. Whether what is stored holds together: every value unsealed, every record read, every body and answer held to
-//! the length and digest that its record names.
+//! the length and digest that its record names, every credential there that is needed.
 //!
 //! It is given a way to visit the trees and knows no store, so that a running queue, a folder that nobody uses and a
 //! backup are held to the same. Memory: some hundred bytes a record; bodies are passed by chunk.
 
+use super::journal::{TOKEN, split};
 use super::record::{AuditRow, Blob, CredentialRef, Record};
 use super::state::State;
 use crate::ids::WriteId;
@@ -40,9 +41,6 @@ pub struct Verification {
 
 /// Problems that are kept.
 pub const MAX_PROBLEMS: usize = 1000;
-
-/// Under this number lies a passed credential.
-const TOKEN: u32 = u32::MAX;
 
 /// What the record says about what lies beside it.
 struct Expected {
@@ -138,7 +136,7 @@ impl Verification {
             let expected = Expected {
                 body: (record.body.len > 0).then_some(record.body),
                 needs_body: state.is_unsettled(),
-                needs_token: state.is_unsettled() && record.credential == CredentialRef::Passed,
+                needs_token: needs_token(&record),
                 answer: record.answer.and_then(|answer| answer.body).filter(|body| body.len > 0),
             };
             all.insert(record.write_id, expected);
@@ -259,9 +257,15 @@ impl Verification {
     }
 }
 
-fn split(key: &[u8]) -> Option<(WriteId, u32)> {
-    let (id, number) = key.split_first_chunk::<16>()?;
-    Some((WriteId::from_bytes(*id), u32::from_be_bytes(number.try_into().ok()?)))
+/// Whether it is to be sent with a credential that lies beside it. One whose caller waited for the first attempt need
+/// not have one: it is never sent again by itself.
+fn needs_token(record: &Record) -> bool {
+    let is_to_be_sent = match record.progress.state {
+        State::Pending | State::Waiting => true,
+        State::Sending => record.is_ticket,
+        State::Unknown | State::Done | State::Dead | State::Expired | State::Cancelled => false,
+    };
+    is_to_be_sent && record.credential == CredentialRef::Passed
 }
 
 fn place(tree: Tree, key: &[u8]) -> String {
@@ -397,11 +401,19 @@ mod tests {
     async fn a_missing_credential_and_a_missing_answer_are_named_and_leftovers_are_only_counted() {
         let mut passed = pending(1, b"a");
         passed.0.credential = CredentialRef::Passed;
+        // With `queue.passthrough = "refuse"` what creates leaves its intent, and no credential.
+        let mut live = [pending(3, b"c"), pending(4, b"d")];
+        for (one, state) in live.iter_mut().zip([State::Sending, State::Unknown]) {
+            one.0.credential = CredentialRef::Passed;
+            one.0.is_ticket = false;
+            one.0.progress.state = state;
+        }
+        let [sending, unknown] = live;
         let mut done = pending(2, b"b");
         done.0.progress.state = State::Done;
         done.0.answer =
             Some(AnswerHead { status: 200, fields: Vec::new(), body: Some(journal::blob(b"the answer")) });
-        let store = stored(&[passed, done]).await;
+        let store = stored(&[passed, done, sending, unknown]).await;
         let mut batch = Batch::new();
         batch.delete(Tree::Body, chunk(2, 0)).put(Tree::Body, chunk(9, 0), b"left".to_vec());
         store.commit(batch).await.unwrap();

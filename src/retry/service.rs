@@ -223,8 +223,7 @@ where
         let first = std::task::ready!(this.first.poll(cx));
         // Dropped in any case but one, and its observer with it: the body alone holds the permits then.
         let Some(again) = this.again.take() else { return Poll::Ready(first) };
-        let delivery =
-            delivery::of(first.as_ref().map(|response| (response.status(), response.headers())));
+        let delivery = delivery::of(first.as_ref().map(|response| (response.status(), response.headers())));
         let is_short = first
             .as_ref()
             .map_or(true, |response| response.body().size_hint().exact().is_some_and(|size| size <= KEPT));

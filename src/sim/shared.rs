@@ -454,6 +454,7 @@ impl Emission {
 }
 
 /// Real time, read here only: arrivals, ends of faults, and where the simulator's clock begins.
+#[expect(clippy::disallowed_methods, reason = "the simulator's own clock begins here")]
 pub(super) fn now() -> Timestamp {
     Timestamp::now()
 }

@@ -62,7 +62,8 @@ pub(super) fn write_beside(path: &Path, bytes: &[u8], mode: u32) -> io::Result<P
     Ok(tmp)
 }
 
-pub(super) fn parent(path: &Path) -> &Path {
+/// The folder that it lies in.
+pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -1,9 +1,9 @@
 //! The two secrets of an installation: the key-encryption key and the HMAC key.
 //!
-//! The first wraps the store's data keys and may be changed at any time: the next start re-wraps, as long as the one
-//! before is named too. The second makes fingerprints that outlive any rotation, so it is a secret of its own and is
-//! never derived from the first. What is not given is generated into `<data>/secret` (mode 0600, synced), with a
-//! warning: whoever has the volume then has the key.
+//! The first wraps the store's data keys and may be changed at any start: it re-wraps, as long as the one before is
+//! named too. The second makes fingerprints that outlive any rotation, so it is a secret of its own and is never
+//! derived from the first. It is generated into `<data>/secret` (mode 0600, synced), and so is the first where none is
+//! given, with a warning: whoever has the volume then has the key.
 
 use std::{
     fmt::{self, Write as _},
@@ -34,8 +34,6 @@ pub struct Given<'a> {
     pub wrapping: Option<&'a [u8]>,
     /// The key-encryption secret before this one, while a rotation is under way.
     pub previous: Option<&'a [u8]>,
-    /// The HMAC secret.
-    pub hmac: Option<&'a [u8]>,
 }
 
 /// The keys in use.
@@ -88,7 +86,6 @@ impl fmt::Debug for Given<'_> {
         f.debug_struct("Given")
             .field("wrapping", &self.wrapping.is_some())
             .field("previous", &self.previous.is_some())
-            .field("hmac", &self.hmac.is_some())
             .finish()
     }
 }
@@ -109,7 +106,7 @@ impl Keys {
             file.wrapping = Some(random()?);
             is_changed = true;
         }
-        if given.hmac.is_none() && file.hmac.is_none() {
+        if file.hmac.is_none() {
             file.hmac = Some(random()?);
             is_changed = true;
         }
@@ -145,12 +142,8 @@ impl Keys {
             (None, Some(own)) => derive(b"wrapping", own),
             (None, None) => return Ok(None),
         };
-        let hmac = match (given.hmac, &file.hmac) {
-            (Some(secret), _) => derive(b"hmac", &decode("HMAC", secret)?),
-            (None, Some(own)) => derive(b"hmac", own),
-            (None, None) => return Ok(None),
-        };
-        Ok(Some(Keys { previous, ..Keys::from_bytes(wrapping, hmac) }))
+        let Some(hmac) = &file.hmac else { return Ok(None) };
+        Ok(Some(Keys { previous, ..Keys::from_bytes(wrapping, derive(b"hmac", hmac)) }))
     }
 
     /// Keys as they are, for tests and tools.
@@ -279,7 +272,7 @@ mod tests {
     const RAW: &[u8] = b"0123456789abcdef0123456789abcde!";
 
     fn keys(wrapping: &[u8], dir: &Path) -> Result<(Keys, Vec<String>), KeyError> {
-        Keys::load(Given { wrapping: Some(wrapping), hmac: Some(RAW), previous: None }, dir)
+        Keys::load(Given { wrapping: Some(wrapping), previous: None }, dir)
     }
 
     #[test]
@@ -295,7 +288,8 @@ mod tests {
         for text in [hex, base64, bare] {
             assert_eq!(keys(text.as_bytes(), dir.path()).unwrap().0.wrapping, raw, "{text}");
         }
-        assert!(!dir.path().join("secret").exists(), "nothing to generate");
+        let generated = std::fs::read_to_string(dir.path().join("secret")).unwrap();
+        assert!(generated.starts_with("hmac "), "no wrapping key is generated: {generated}");
     }
 
     #[test]

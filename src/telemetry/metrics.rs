@@ -90,7 +90,7 @@ pub struct Metrics {
     pub cache_disk_renewed: Counter,
     /// What the second tier did not take, or gave up: `full`, `space`, `too-large`, `undecodable`, `failed`, `off`.
     pub cache_disk_dropped: Family<ResultLabels, Counter>,
-    /// Unsettled writes, by state.
+    /// Writes that are known, by state, with settled ones that are kept.
     pub queue_depth: Family<StateLabels, Gauge>,
     /// Age of the oldest unsettled write, in seconds.
     pub queue_oldest_seconds: Gauge,
@@ -191,15 +191,6 @@ pub struct StateLabels {
 pub struct RouteLabels {
     /// Such as `POST /bookings`.
     pub route: String,
-}
-
-/// The handles of one group, resolved once.
-#[derive(Clone)]
-pub struct GroupCounters {
-    /// See [`Metrics::request_seconds`].
-    pub request_seconds: Histogram,
-    /// See [`Metrics::attempt_seconds`].
-    pub attempt_seconds: Histogram,
 }
 
 /// Seconds from a millisecond to a minute.
@@ -305,7 +296,11 @@ impl Metrics {
             metric!("cache_disk_renewed", "Copies on disk whose time was renewed", Counter::default());
         let cache_disk_dropped =
             metric!("cache_disk_dropped", "What the second tier did not take or gave up", Family::default());
-        let queue_depth = metric!("queue_depth", "Unsettled writes by state", Family::default());
+        let queue_depth = metric!(
+            "queue_depth",
+            "Writes that are known by state, with settled ones that are kept",
+            Family::default()
+        );
         let queue_oldest_seconds =
             metric!("queue_oldest_seconds", "Age of the oldest unsettled write", Gauge::default());
         let queue_settled = metric!("queue_settled", "Writes settled by outcome", Family::default());
@@ -399,15 +394,6 @@ impl Metrics {
     /// In the text format 0.0.4.
     pub fn encode(&self) -> String {
         super::encode(&self.registry)
-    }
-
-    /// The handles of a group.
-    pub fn group(&self, group: &str) -> GroupCounters {
-        let labels = GroupLabels { group: group.to_owned() };
-        GroupCounters {
-            request_seconds: self.request_seconds.get_or_create(&labels).clone(),
-            attempt_seconds: self.attempt_seconds.get_or_create(&labels).clone(),
-        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::flexport::envelope::Tail;
 use crate::flexport::routes::ByGroup;
 use crate::http::delivery::{self, Class, Delivery, Doubt, Unsent};
 use crate::http::{Body, BodyError, headers, retry_after};
-use crate::telemetry::{AttemptLabels, Metrics};
+use crate::telemetry::{AttemptLabels, GroupLabels, Metrics};
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -466,7 +466,7 @@ impl HttpBody for Upload {
 impl GroupHandles {
     fn new(metrics: &Metrics, group: &Arc<str>) -> Self {
         Self {
-            seconds: metrics.group(group).attempt_seconds,
+            seconds: metrics.attempt_seconds.get_or_create(&GroupLabels { group: group.to_string() }).clone(),
             outcomes: OUTCOMES.map(|outcome| {
                 metrics.attempts.get_or_create(&AttemptLabels { group: group.to_string(), outcome }).clone()
             }),

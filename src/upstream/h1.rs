@@ -6,8 +6,9 @@
 //! connection: an attempt's connection goes to who waits longest, and its failure only to one for whom no other attempt
 //! is under way.
 //!
-//! A connection past its age, or unused for too long, takes no request. It is closed at once when it lies in the pool,
-//! else when it comes back. The age has some chance in it, so that connections made together do not end together.
+//! A connection past its age, or unused for too long, takes no request. It is closed when it comes back, or, when it
+//! lies in the pool, at the next look there, which is at the latest an `idle_timeout` away. The age has some chance in
+//! it, so that connections made together do not end together.
 //!
 //! Nothing is ever sent twice here. That a connection took nothing of a request (it had died in the pool; hyper hands
 //! the request back) is told as `ProxyError::Unsent`.
@@ -119,15 +120,8 @@ impl Pool {
         }
         let pool = self.clone();
         tokio::spawn(async move {
-            match pool.connect().await {
-                Ok(connection) if connection.is_usable(Instant::now()) => {
-                    let mut state = pool.state();
-                    state.connecting -= 1;
-                    pool.put(&mut state, connection);
-                }
-                Ok(_) => pool.fail("the connection was closed as soon as it was made"),
-                Err(failure) => pool.fail(&failure.into_message()),
-            }
+            let made = pool.connect().await;
+            pool.attempted(made);
         });
         match given.await {
             Ok(result) => result.map_err(ProxyError::Connect),
@@ -180,17 +174,39 @@ impl Pool {
         });
     }
 
-    /// To who waits longest, else into the pool, if it can be used.
-    fn put(&self, state: &mut State, mut connection: Connection) {
+    /// An attempt is over. Its failure is told to who waits longest of those for whom no other one is under way.
+    fn attempted(&self, made: Result<Connection, Failure>) {
+        let mut state = self.state();
+        state.connecting -= 1;
+        let message = match made {
+            Ok(connection) => {
+                if self.put(&mut state, connection) {
+                    return;
+                }
+                "the connection was closed as soon as it was made".to_owned()
+            }
+            Err(failure) => failure.into_message(),
+        };
+        // Those who have left.
+        state.waiting.retain(|waiting| !waiting.is_closed());
+        while state.waiting.len() > state.connecting
+            && let Some(waiting) = state.waiting.pop_front()
+        {
+            let _ = waiting.send(Err(message.clone()));
+        }
+    }
+
+    /// To who waits longest, else into the pool. Whether it can be used.
+    fn put(&self, state: &mut State, mut connection: Connection) -> bool {
         let now = Instant::now();
         if !connection.is_usable(now) {
-            return;
+            return false;
         }
         while let Some(waiting) = state.waiting.pop_front() {
             match waiting.send(Ok(connection)) {
                 // That one has left.
                 Err(Ok(back)) => connection = back,
-                _ => return,
+                _ => return true,
             }
         }
         if state.idle.len() >= self.0.max_idle {
@@ -201,19 +217,7 @@ impl Pool {
             state.idle.push(Idle { connection, since: now });
             self.sweep(state);
         }
-    }
-
-    /// An attempt has failed. Told to who waits longest of those for whom no other one is under way.
-    fn fail(&self, message: &str) {
-        let mut state = self.state();
-        state.connecting -= 1;
-        // Those who have left.
-        state.waiting.retain(|waiting| !waiting.is_closed());
-        while state.waiting.len() > state.connecting
-            && let Some(waiting) = state.waiting.pop_front()
-        {
-            let _ = waiting.send(Err(message.to_owned()));
-        }
+        true
     }
 
     /// Sees to it that what lies in the pool is closed in time. The task lives while there is something in it.
@@ -293,5 +297,43 @@ impl Connection {
 impl Idle {
     fn ends_at(&self, idle_timeout: Duration) -> Instant {
         self.connection.retires_at.min(self.since + idle_timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Settings, Snapshot};
+    use crate::telemetry::Metrics;
+    use hyper_util::rt::TokioIo;
+
+    /// A connection whose other end is gone.
+    async fn dead() -> Connection {
+        let (ours, theirs) = tokio::io::duplex(64);
+        let (mut sender, connection) =
+            http1::handshake::<_, Body>(TokioIo::new(ours)).await.expect("nothing is sent yet");
+        let task = tokio::spawn(connection);
+        sender.ready().await.expect("it is alive");
+        drop(theirs);
+        let _ = task.await;
+        Connection { sender, retires_at: Instant::now() + Duration::from_secs(3600), has_answered: false }
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_of_a_connection_that_dies_as_it_is_handed_over() {
+        let snapshot = Arc::new(Snapshot::of(Settings::default()).unwrap());
+        let source: super::super::connect::Source = Arc::new(move || snapshot.clone());
+        let pool = Pool::new(Connector::new(source, &Metrics::new()).unwrap());
+        let (give, mut given) = oneshot::channel();
+        {
+            let mut state = pool.state();
+            state.waiting.push_back(give);
+            state.connecting = 1;
+        }
+        // What `connect` gave was good when it looked.
+        pool.attempted(Ok(dead().await));
+        let told = given.try_recv().expect("nobody else would tell").err();
+        assert!(told.is_some_and(|told| told.contains("as soon as it was made")));
+        assert_eq!(pool.idle(), 0);
     }
 }

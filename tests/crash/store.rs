@@ -214,6 +214,44 @@ async fn a_kill_in_the_middle_of_a_backup_leaves_a_whole_one_or_none_and_a_sound
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_key_is_changed_by_a_start_with_both() {
+    let simulator = simulator().await;
+    let mut setup = Setup::new(&simulator.url(), &[]);
+    let keys = ["old", "new"].map(|name| {
+        let path = setup.dir.path().join(name);
+        std::fs::write(&path, format!("the-{name}-key-of-a-test-which-is-long-enough")).unwrap();
+        text(&path).to_owned()
+    });
+    setup = setup.set(format!("store.key_file={}", keys[0]));
+    let server = setup.start().await;
+    let (first, second, booked, _) = queue_three(&server).await;
+    server.stop().await;
+
+    setup = setup.set(format!("store.key_file={}", keys[1]));
+    let verify = |setup: &Setup, more: &[&str]| {
+        let key = format!("store.key_file={}", keys[1]);
+        seawall(setup, &[&["store", "verify", "--set", &key], more].concat())
+    };
+    let previous = format!("store.previous_key_file={}", keys[0]);
+    let (without, with) =
+        tokio::task::block_in_place(|| (verify(&setup, &[]), verify(&setup, &["--set", &previous])));
+    assert_eq!(without.code, Some(1), "{without:?}");
+    assert!(done(with).contains("pending  3"));
+    setup.clone().set(previous).start().await.stop().await;
+
+    // From then on the new one is enough.
+    std::fs::remove_file(&keys[0]).unwrap();
+    assert!(done(tokio::task::block_in_place(|| verify(&setup, &[]))).contains("pending  3"));
+    let server = setup.start().await;
+    open(&server).await;
+    for id in [&first, &second, &booked] {
+        assert_eventually!(server.state(id).await == "done");
+    }
+    assert_eq!(applied(&simulator).len(), 3);
+    server.stop().await;
+}
+
 /// All files below a folder with their bytes.
 fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
@@ -288,8 +326,15 @@ async fn without_a_running_seawall_it_changes_nothing_and_finds_what_is_damaged(
         assert_eq!(std::fs::read(other.data().join("secret")).unwrap(), secret, "the backup's own");
         assert!(done(at_other(&["store", "verify"])).contains("pending  3"));
 
-        // A damaged store: told with the place, and left as it is.
+        // A damaged store: told with the place, and left as it is. One beside it is looked at itself.
+        let aside = inner.data().join("queue-set-aside");
+        for (path, bytes) in files(&inner.data().join("queue")) {
+            let to = aside.join(path.strip_prefix(inner.data().join("queue")).unwrap());
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::write(to, bytes).unwrap();
+        }
         std::fs::write(inner.data().join("queue/CURRENT"), "epoch-77\n").unwrap();
+        assert!(done(run(&["store", "verify", text(&aside)])).contains("pending  3"));
         let ended = run(&["store", "verify"]);
         assert_eq!(ended.code, Some(1), "{ended:?}");
         assert!(ended.stdout.contains("PROBLEM") && ended.stdout.contains("CURRENT"), "{ended:?}");

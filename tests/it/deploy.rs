@@ -3,14 +3,12 @@
 
 use clap::Parser;
 use regex::Regex;
+use seawall::app::AFTER_GRACE;
 use seawall::cli::Cli;
 use seawall::config::{LoadArgs, Settings, Snapshot, load};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// Connections to answer and files to sync after the grace; see `STOP` and `LAST_ANSWERS` in app.rs.
-const AFTER_GRACE: Duration = Duration::from_secs(5);
 
 const OVERLAYS: [(&str, &str); 3] =
     [("standalone", "statefulset.yaml"), ("sidecar", "app.yaml"), ("sidecar-ephemeral", "app.yaml")];
@@ -216,12 +214,12 @@ fn the_unit_says_what_seawall_does() {
     let text = read("systemd/seawall.service");
     let value = |key: &str| one(&format!(r"(?m)^{key}=(.*)$"), &text);
     let settings = Settings::default();
-    for key in ["ExecStartPre", "ExecStart"] {
-        let command = value(key);
-        let words: Vec<&str> = command.split(' ').collect();
-        assert_eq!(words[0], "/usr/bin/seawall");
-        Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{command}: {error}"));
-    }
+    let command = value("ExecStart");
+    let words: Vec<&str> = command.split(' ').collect();
+    assert_eq!(words[0], "/usr/bin/seawall");
+    Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{command}: {error}"));
+    // Its exit code would not count for RestartPreventExitStatus.
+    assert_eq!(all(r"(?m)^(ExecStartPre=.*)$", &text), [""; 0]);
     let seconds = |key: &str| Duration::from_secs(value(key).parse().unwrap());
     assert!(seconds("TimeoutStopSec") > *settings.server.drain.grace + AFTER_GRACE);
     assert!(seconds("TimeoutStartSec") > *settings.store.lock_wait);
@@ -253,6 +251,17 @@ fn each_credential_of_the_unit_is_loaded_and_used() {
         assert!(text.contains(&format!("/dev/stdin /etc/seawall/credentials/{name}")), "who makes {name}?");
     }
     assert!(read("systemd/tmpfiles.conf").contains("d /etc/seawall/credentials 0700 root root"));
+}
+
+#[test]
+fn the_end_is_over_before_kubernetes_loses_its_patience() {
+    let grace = *Settings::default().server.drain.grace;
+    assert!(grace + AFTER_GRACE < Duration::from_secs(30));
+    assert!(AFTER_GRACE <= Duration::from_secs(5));
+    assert!(read("README.md").contains(&format!("`server.drain.grace` ({} s) plus five", grace.as_secs())));
+    assert!(
+        include_str!("../../proxy.toml").contains("kills the process less five seconds (Kubernetes: 30 s)")
+    );
 }
 
 #[test]

@@ -74,6 +74,22 @@ fn an_operator_resolves() {
     assert!(step(&Progress::new(), X, Input::Resolve(Verdict::Applied), NOW).is_err());
 }
 
+#[test]
+fn an_operator_resolves_what_a_restore_holds_back() {
+    let held = go(R, &[Input::RollBack]);
+    assert!(held.held && step(&held, R, Input::Cancel, NOW).is_err());
+    for (verdict, state) in
+        [(Verdict::Applied, State::Done), (Verdict::NotApplied, State::Pending), (Verdict::Drop, State::Dead)]
+    {
+        let resolved = step(&held, R, Input::Resolve(verdict), NOW).unwrap().0;
+        assert_eq!((resolved.state, resolved.held), (state, false));
+    }
+    // One that goes on by itself tells by its outcome, and one that was never sent is cancelled.
+    for inputs in [&[Input::RollBack, Input::Release][..], &[Input::Hold]] {
+        assert!(step(&go(R, inputs), R, Input::Resolve(Verdict::Drop), NOW).is_err());
+    }
+}
+
 fn inputs() -> impl Strategy<Value = Input> {
     prop_oneof![
         4 => Just(Input::Send),
