@@ -528,13 +528,16 @@ impl Disk {
         tokio::task::spawn_blocking(work).await.unwrap_or_default()
     }
 
-    /// Shows all copies that there are to somebody, and gives back what that made of them.
+    /// Shows all copies that there are to somebody, and gives back what that made of them. Counts as a key that is
+    /// read.
     pub(crate) async fn survey<T: Default + Send + 'static>(
         self: &Arc<Self>,
         mut look: impl FnMut(&mut T, &Listed) + Send + 'static,
     ) -> T {
+        let Ok(permit) = self.reads.clone().acquire_owned().await else { return T::default() };
         let this = self.clone();
         let work = move || {
+            let _permit = permit;
             let mut seen = T::default();
             this.listed(None, usize::MAX, &mut |listed| {
                 look(&mut seen, listed);
