@@ -57,7 +57,7 @@ const TAG: u8 = 1;
 const PURGED: u8 = 2;
 
 /// One trailing slash is the same resource: Flexport itself links to `/invoices/?per=1`.
-fn resource(path: &str) -> &str {
+pub(crate) fn resource(path: &str) -> &str {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     path.strip_suffix('/').unwrap_or(path)
 }

@@ -39,7 +39,7 @@ pub(crate) struct Note {
     pub(crate) print: u64,
     /// Number of the invalidation before it was asked for.
     pub(crate) began: u64,
-    /// When, in milliseconds since the start.
+    /// When it was confirmed, in milliseconds since the start.
     pub(crate) at: u64,
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct Index {
     live: BTreeMap<u64, u64>,
     live_bytes: u64,
     uses: u64,
-    /// The newest time of any record.
+    /// The newest time of any copy at the start. What this process writes does not count: of that it knows the age.
     newest: i64,
 }
 
@@ -121,6 +121,19 @@ impl Index {
         }
     }
 
+    /// A copy, which is used by that.
+    pub(crate) fn used(&mut self, id: &Id) -> Option<&Slot> {
+        let slot = self.slots.get_mut(id)?;
+        self.uses += 1;
+        slot.used = self.uses;
+        Some(slot)
+    }
+
+    /// Whether a copy is on disk and not to be served any more.
+    pub(crate) fn is_gone(&self, id: &Id) -> bool {
+        self.slots.get(id).is_some_and(|slot| slot.is_gone)
+    }
+
     /// The variants of a key, which are used by that.
     pub(crate) fn variants(&mut self, key: &[u8; 32]) -> Vec<(Id, Slot)> {
         let uses = &mut self.uses;
@@ -143,7 +156,6 @@ impl Index {
 
     /// A record was found, or written, at this place.
     pub(crate) fn apply(&mut self, header: &Header, segment: u64, offset: u64) {
-        self.newest = self.newest.max(header.at);
         let body = match header.kind {
             Kind::Delete => {
                 self.remove(&header.id);
@@ -260,6 +272,7 @@ impl Index {
             }
         }
         self.uses = all.len() as u64;
+        self.newest = all.last().map_or(i64::MIN, |(at, _)| *at);
     }
 
     pub(crate) fn len(&self) -> usize {
