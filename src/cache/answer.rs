@@ -372,7 +372,7 @@ impl Cache {
         now: &Confirmed,
     ) -> Option<Response<Body>> {
         let mut refused = None;
-        if let Some(entry) = found.entry.as_deref().filter(|_| !self.is_refused(read)) {
+        if let Some(entry) = self.still(read, found) {
             match self.may_stand_in(read, entry, why, now) {
                 Ok(()) => return Some(self.stale(read, entry, why, now)),
                 Err(reason) => refused = Some(reason),

@@ -121,6 +121,8 @@ impl Refusals {
         for fact in facts {
             match *fact {
                 Fact::Refused { partition, token, key } => {
+                    // It was recorded, so there was something to see.
+                    self.keeps(partition);
                     let _ = self.refuse(partition, token, key.as_ref(), now, |_| ());
                 }
                 Fact::Cleared { partition, token, key } => {
@@ -132,7 +134,7 @@ impl Refusals {
                         self.proven().insert((partition, token), Proof { at, recorded: at });
                     }
                 }
-                Fact::Mark { .. } | Fact::Floor { .. } => {}
+                Fact::Mark { .. } | Fact::Floor { .. } | Fact::PurgedFloor { .. } => {}
             }
         }
     }
@@ -498,6 +500,14 @@ mod tests {
                 "its own success ends it"
             );
         }
+        // From start to start, though he never succeeds again.
+        let mut recorded = vec![Fact::Refused { partition: a, token: 7, key: None }];
+        for _ in 0..3 {
+            let restored = Refusals::new([1, 2]);
+            restored.restore(&recorded, true, now);
+            recorded = restored.facts();
+        }
+        assert_eq!(recorded.len(), 1);
         let damaged = Refusals::new([1, 2]);
         damaged.restore(&facts, false, now);
         assert!(!damaged.is_proven(a, 8, 1300, window));
