@@ -7,7 +7,6 @@
 //! | answer | `upstream` | `fwd=uri-miss; fwd-status=200; stored; ttl=5` |
 //! | copy, not forwarded | `stale` | `hit; ttl=-812; detail=breaker-open` |
 //! | copy, after a failed refresh | `stale` | `fwd=stale; fwd-status=503; ttl=-812; detail=stale-if-error` |
-//!
 //! | object out of a page of its collection | `stale` | `hit; ttl=-812; detail=from-collection` |
 //!
 //! A stale copy says `Cache-Control: max-age=0` and loses `Expires`, so that nobody downstream stretches it.

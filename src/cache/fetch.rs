@@ -17,7 +17,7 @@
 //! those who wait share it.
 
 use super::Cache;
-use super::entry::{self, Confirmed, Entry};
+use super::entry::{Confirmed, Entry};
 use super::flight::{Answer, FlightKey, Flowing, Landing, Led, Outcome, Passed};
 use super::flow::{self, Feed};
 use super::invalidate::{Moment, Names};
@@ -25,7 +25,7 @@ use super::policy::{self, Facts, Unkept};
 use super::service::Read;
 use crate::context::{Call, Lane, Upstream, UpstreamRequest, WholeUntil};
 use crate::error::ProxyError;
-use crate::http::{Body, BodyError};
+use crate::http::{Body, BodyError, headers};
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Response, StatusCode, response};
@@ -233,7 +233,8 @@ impl Cache {
                 Err(error) => return failed(error),
             };
             let (mut parts, body) = response.into_parts();
-            entry::clean(&mut parts.headers);
+            // Its own `Cache-Status` stays: RFC 9211 lists the caches on the way, and ours is added at the end.
+            headers::strip_for_caller(&mut parts.headers, false);
             // By its head: a refusal whose body breaks is one all the same.
             self.note(read.partition, errand.key.token, Some(&read.key), parts.status, asked_at.monotonic)
                 .await;

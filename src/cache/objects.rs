@@ -29,8 +29,7 @@ use super::policy::Refused;
 use super::service::Read;
 use super::tier::Unread;
 use crate::flexport::routes::RouteTable;
-use crate::http::Fields;
-use crate::http::headers::FLEXPORT_VERSION;
+use crate::http::headers::{FLEXPORT_VERSION, is_json};
 use crate::ids::PartitionId;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_LANGUAGE, CONTENT_ENCODING, CONTENT_TYPE};
@@ -319,7 +318,8 @@ impl Contents {
     /// Reads a page. Takes its time.
     fn of(page: &Arc<Entry>, hasher: &RandomState) -> Self {
         let mut contents = Self::none(Arc::downgrade(page));
-        let is_whole = page.status == StatusCode::OK && is_json(&page.head);
+        let is_plain = page.head.get(&CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+        let is_whole = page.status == StatusCode::OK && is_plain && is_json(page.head.get(&CONTENT_TYPE));
         if let Some(read) = is_whole.then(|| page::read(&page.body)).flatten() {
             contents.version = read.version.into();
             contents.confirmed = Some(page.confirmed);
@@ -554,14 +554,4 @@ fn object_of(read: &Read) -> Option<(&str, &str)> {
     let path = read.uri.path();
     let path = path.strip_suffix('/').unwrap_or(path);
     Some((template, path.strip_prefix(template)?.strip_prefix('/')?))
-}
-
-fn is_json(head: &Fields) -> bool {
-    let is_plain = head.get(&CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
-    is_plain
-        && head.get(&CONTENT_TYPE).is_some_and(|value| {
-            let essence =
-                value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-            essence.eq_ignore_ascii_case(b"application/json")
-        })
 }

@@ -24,8 +24,8 @@ use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, 
 use crate::http::{Body, Present};
 use crate::ids::PartitionId;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, HOST,
-    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, IF_MATCH,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, RETRY_AFTER,
     TRANSFER_ENCODING, USER_AGENT,
 };
 use http::uri::PathAndQuery;
@@ -202,14 +202,7 @@ impl Read {
 
     /// The key of another target that is asked for with the same fields.
     pub(crate) fn key_of(&self, target: &str) -> Key {
-        let config = &self.context.config;
-        let parts = key::Parts {
-            partition: self.partition,
-            upstream: &config.settings.upstream.base_url,
-            public_url: &config.public_url,
-            target,
-        };
-        key::of(&parts, &self.headers, if self.is_strict { &[] } else { &KEYED })
+        key_of(&self.context, self.partition, target, &self.headers, self.is_strict)
     }
 
     pub(crate) fn has_credential(&self) -> bool {
@@ -221,11 +214,8 @@ impl Read {
     pub(crate) fn outgoing(&self, base: Option<&Entry>) -> Request<Body> {
         let mut headers = if self.is_strict {
             let mut headers = self.headers.clone();
-            headers::strip_hop_by_hop(&mut headers);
-            headers::strip_seawall_request(&mut headers);
-            for name in
-                [AUTHORIZATION, CONTENT_LENGTH, HOST, IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE]
-            {
+            headers::strip_for_upstream(&mut headers);
+            for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
                 headers.remove(name);
             }
             headers
@@ -290,19 +280,9 @@ impl Cache {
         let context = context.clone();
         let (parts, _) = request.into_parts();
         let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let settings = &context.config.settings;
-        let key = key::of(
-            &key::Parts {
-                partition,
-                upstream: &settings.upstream.base_url,
-                public_url: &context.config.public_url,
-                target: target.as_str(),
-            },
-            &parts.headers,
-            if self.is_strict { &[] } else { &KEYED },
-        );
+        let key = key_of(&context, partition, target.as_str(), &parts.headers, self.is_strict);
         let mut ask = if present.has(Present::CACHE) || present.has(Present::OURS) {
-            Ask::of(&parts.headers, settings.cache.honour_request_cc)
+            Ask::of(&parts.headers, context.config.settings.cache.honour_request_cc)
         } else {
             Ask::default()
         };
@@ -484,6 +464,22 @@ impl Cache {
     }
 }
 
+fn key_of(
+    context: &RequestContext,
+    partition: PartitionId,
+    target: &str,
+    headers: &HeaderMap,
+    is_strict: bool,
+) -> Key {
+    let parts = key::Parts {
+        partition,
+        upstream: &context.config.settings.upstream.base_url,
+        public_url: &context.config.public_url,
+        target,
+    };
+    key::of(&parts, headers, if is_strict { &[] } else { &KEYED })
+}
+
 /// Forwards a read, with what the disk has of it.
 async fn restore(
     cache: Arc<Cache>,
@@ -562,11 +558,9 @@ async fn fetch(
     } else {
         cache.flights.enter(key, arrived, began, |moment| cache.marks.is_outdated(names, moment))
     };
-    let copy = found
-        .entry
-        .as_deref()
-        .filter(|entry| cache.may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
-    let hold = if copy.is_some() { Hold::Beginning } else { Hold::Briefly };
+    let may_stand_in = |entry| cache.may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok();
+    let has_copy = found.entry.as_deref().is_some_and(may_stand_in);
+    let hold = if has_copy { Hold::Beginning } else { Hold::Briefly };
     let errand = |is_led| Errand {
         read: read.clone(),
         base: found.entry.clone().filter(|entry| entry.has_validator() && !read.is_head),
@@ -582,19 +576,19 @@ async fn fetch(
     let landing = match role {
         Role::Lead(landing) => Some(landing),
         Role::Alone => None,
-        Role::Join(flight) => match join(&cache, &read, &found, &flight, arrived).await {
+        Role::Join(flight) => match join(&cache, &read, &found, has_copy, &flight, arrived).await {
             Some(end) => return end,
             None => None,
         },
     };
     let run = super::fetch::run(cache.clone(), upstream, errand(landing.is_some()), landing);
     let mut fill = Fill::new(run, &cache.tasks);
-    match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
+    match cache.wait(&mut fill, &read, has_copy, arrived, false).await {
         Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, &found, outcome, false).await,
         Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, &found, response).await),
         Waited::Done(Led::Flowing(flowing)) => Ok(cache.flowing(&read, &found, *flowing)),
         Waited::Impatient | Waited::Lock | Waited::Over => {
-            match copy.and_then(|_| cache.still(&read, &found)) {
+            match cache.still(&read, &found).filter(|_| has_copy) {
                 Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
                 None => cache.conclude(&read, &found, Outcome::Failed(ProxyError::HeadTimeout), false).await,
             }
@@ -607,20 +601,17 @@ async fn join(
     cache: &Cache,
     read: &Read,
     found: &Found,
+    has_copy: bool,
     flight: &Flight,
     arrived: Instant,
 ) -> Option<Result<Response<Body>, ProxyError>> {
-    let copy = found
-        .entry
-        .as_deref()
-        .filter(|entry| cache.may_stand_in(read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
     let mut landed = std::pin::pin!(flight.landed());
     let mut is_joined = true;
     loop {
-        let end = match cache.wait(&mut landed, read, copy.is_some(), arrived, is_joined).await {
+        let end = match cache.wait(&mut landed, read, has_copy, arrived, is_joined).await {
             Waited::Done(Outcome::Alone) => return None,
             Waited::Done(outcome) => cache.conclude(read, found, outcome, true).await,
-            Waited::Lock => match copy.and_then(|_| cache.still(read, found)) {
+            Waited::Lock => match cache.still(read, found).filter(|_| has_copy) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::REVALIDATING, &cache.now())),
                 None if flight.may_leave() => return None,
                 None => {
@@ -628,7 +619,7 @@ async fn join(
                     continue;
                 }
             },
-            Waited::Impatient | Waited::Over => match copy.and_then(|_| cache.still(read, found)) {
+            Waited::Impatient | Waited::Over => match cache.still(read, found).filter(|_| has_copy) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::TOO_SLOW, &cache.now())),
                 None => cache.conclude(read, found, Outcome::Failed(ProxyError::HeadTimeout), true).await,
             },

@@ -364,7 +364,8 @@ impl Cache {
     }
 
     /// Waits until what was kept so far is on disk.
-    pub async fn flush(&self) {
+    #[cfg(test)]
+    pub(crate) async fn flush(&self) {
         if let Some(disk) = &self.disk {
             disk.flush().await;
         }

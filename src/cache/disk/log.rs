@@ -16,7 +16,7 @@
 //! - A write that fails is cut off again and ends the segment; nothing is ever appended behind bytes that are unknown.
 //!   A start goes on in the last segment when it could be read to its end.
 
-use super::index::{Carried, Index, Slot};
+use super::index::{Index, Slot};
 use super::record::{HEADER, Head, Header, Id, Kind, MAX_HEAD, Place};
 use crate::ids::PartitionId;
 use crate::store::{DataLock, Io, Keys, OpenError, Seals, Step, fs};
@@ -470,7 +470,7 @@ impl Log {
             // The only one: nothing can be carried to itself.
             return self.give_up(number);
         }
-        let Carried { kept, .. } = self.table().index.carried(number, limit);
+        let kept = self.table().index.carried(number, limit);
         for id in &kept {
             let handle = self.table().handle(*id, &self.seals);
             // What cannot be read goes with the segment.

@@ -6,8 +6,9 @@
 //! time, at most every 30 s. Whether something is there is answered from memory ([`Disk::has`]); only then is the
 //! disk read.
 //!
-//! A read has no time limit here, so who is on the way of a request sets one. However many ask for a key, it is read
-//! once, and at most [`READS`] keys are read at once: a disk that stands still holds so many threads and no more.
+//! A read has no time limit here, so who is on the way of a request sets one. Of those who ask for a key at the same
+//! time one reads it, and should he lose patience the next one; at most [`READS`] keys are read at once: a disk that
+//! stands still holds so many threads and no more.
 //!
 //! Invariants:
 //! - What was forgotten is not given any more from that moment on, however long its deletion takes to be written.
@@ -220,6 +221,7 @@ enum Reading {
 
 enum Command {
     Purge(Which, bool, oneshot::Sender<Result<Vec<Listed>, String>>),
+    #[cfg(test)]
     Flush(oneshot::Sender<()>),
 }
 
@@ -557,6 +559,7 @@ impl Disk {
     }
 
     /// Waits until what was offered so far is on disk, whatever the pace.
+    #[cfg(test)]
     pub(crate) async fn flush(&self) {
         let (answer, answered) = oneshot::channel();
         if self.commands.send(Command::Flush(answer)).await.is_ok() {
@@ -679,23 +682,19 @@ impl Disk {
     /// wrote it.
     fn confirmed(&self, slot: &Slot, is_own: bool, newest: i64) -> Timestamp {
         let now = self.clock.now();
-        match slot.note.filter(|_| is_own) {
+        if let Some(note) = slot.note.filter(|_| is_own) {
             // A clock that cannot be set tells how long ago that was.
-            Some(note) => {
-                let age = self.started.elapsed().saturating_sub(Duration::from_millis(note.at));
-                let told = record::at(slot.at);
-                if crate::clock::since(now, told) + APART < age {
-                    crate::clock::before(now, age)
-                } else {
-                    told
-                }
-            }
-            None => {
-                let run = self.started.elapsed().saturating_sub(APART);
-                let run = i64::try_from(run.as_micros()).unwrap_or(i64::MAX);
-                record::confirmed(slot.at, newest.max(self.began_at).saturating_add(run), now)
-            }
+            let age = self.started.elapsed().saturating_sub(Duration::from_millis(note.at));
+            let told = record::at(slot.at);
+            return if crate::clock::since(now, told) + APART < age {
+                crate::clock::before(now, age)
+            } else {
+                told
+            };
         }
+        let run = self.started.elapsed().saturating_sub(APART);
+        let run = i64::try_from(run.as_micros()).unwrap_or(i64::MAX);
+        record::confirmed(slot.at, newest.max(self.began_at).saturating_add(run), now)
     }
 
     /// Writes what was taken. Blocks. Gives whether the disk did as it was told.
@@ -931,6 +930,7 @@ impl Writer {
 
     async fn obey(&mut self, command: Command) {
         match command {
+            #[cfg(test)]
             Command::Flush(answer) => {
                 self.write(true).await;
                 let _ = answer.send(());

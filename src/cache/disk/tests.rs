@@ -533,9 +533,7 @@ async fn what_is_forgotten_while_there_is_no_log_does_not_come_back() {
     disk.loaded().await;
     disk.forget_all(&key(1));
     for _ in 0..2 {
-        let opened = lock(&disk.reading);
-        assert!(matches!(&*opened, Reading::Nothing(forgotten) if forgotten.len() == 2));
-        drop(opened);
+        assert!(matches!(&*lock(&disk.reading), Reading::Nothing(forgotten) if forgotten.len() == 2));
         tokio::time::sleep(REOPEN + 2 * LOOK).await;
     }
     drop(held);
@@ -842,23 +840,31 @@ async fn starts_go_on_in_the_file_of_the_last_one() {
 }
 
 #[tokio::test]
-async fn opening_reads_no_bodies_and_is_quick() {
-    let full = std::env::var_os("SEAWALL_SOAK").is_some();
-    let count: u32 = if full { 50_000 } else { 3000 };
-    let world = world(512 << 20);
+async fn opening_reads_headers_and_nothing_else() {
+    let world = world(64 << 20);
     let tier = world.start().await;
-    for number in 0..count {
+    for number in 0..1000 {
         tier.keep(number, body(number, 2000));
-        if number % 2000 == 1999 {
-            tier.disk.flush().await;
-        }
     }
     tier.stop().await;
-    let start = std::time::Duration::from_secs(20);
-    let began = Instant::now();
+    // All but the headers is wiped out.
+    let mut wiped = 0;
+    for file in world.files() {
+        let mut bytes = fs::read(&file).unwrap();
+        let mut rest = bytes.as_mut_slice();
+        while let Some((header, after)) = rest.split_first_chunk_mut() {
+            let header = record::Header::decode(header).unwrap();
+            let (content, next) = after.split_at_mut((header.head + header.body) as usize);
+            content.fill(0);
+            wiped += content.len();
+            rest = next;
+        }
+        fs::write(&file, bytes).unwrap();
+    }
+    assert!(wiped > 2_000_000);
     let tier = world.start().await;
-    assert!(began.elapsed() < start, "{:?}", began.elapsed());
-    assert_eq!(tier.disk.stats().entries, u64::from(count));
-    assert!(tier.one(count - 1).await.is_some());
+    assert_eq!(tier.disk.stats().entries, 1000);
+    assert!((0..1000).all(|number| tier.disk.has(&key(number)) == OnDisk::Maybe));
+    assert!(tier.one(999).await.is_none());
     tier.stop().await;
 }
