@@ -259,7 +259,10 @@ impl Cache {
                 let number = self.refusals.refuse(partition, token, key, Instant::now(), tell).flatten();
                 if let Some(ledger) = &self.ledger {
                     // What is known already may be on its way to the disk yet.
-                    ledger.written(number.unwrap_or_else(|| ledger.refused())).await;
+                    let known = || self.refusals.may_keep(partition).then(|| ledger.refused());
+                    if let Some(number) = number.or_else(known) {
+                        ledger.written(number).await;
+                    }
                 }
             }
             200..=299 | 304 => {

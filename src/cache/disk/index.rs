@@ -162,11 +162,11 @@ impl Index {
                 _ => return,
             },
         };
-        let used = match self.remove(&header.id) {
-            Some(old) => old.used,
-            None => self.uses + 1,
-        };
+        let old = self.remove(&header.id);
+        let used = old.map_or(self.uses + 1, |old| old.used);
         self.uses = self.uses.max(used);
+        // The same copy at another place is known as well as before, and forgotten as much.
+        let same = old.filter(|old| old.stamp == header.stamp);
         let slot = Slot {
             partition: header.partition,
             stamp: header.stamp,
@@ -175,8 +175,8 @@ impl Index {
             head: header.head,
             body,
             used,
-            note: None,
-            is_gone: false,
+            note: same.and_then(|old| old.note),
+            is_gone: same.is_some_and(|old| old.is_gone),
         };
         for part in slot.parts() {
             self.parts.insert((part.segment, header.id));
@@ -336,6 +336,19 @@ mod tests {
         assert_eq!(index.carried(1, 2 * (alone() + 100)), [Id::first(&key(1)), Id::first(&key(4))]);
         index.forget_segment(1);
         assert_eq!((index.len(), index.has(&key(5))), (1, true));
+    }
+
+    #[test]
+    fn a_copy_that_is_moved_stays_what_it_was() {
+        let mut index = Index::default();
+        let (id, note) = (Id::first(&key(1)), Note { print: 1, began: 2, at: 3 });
+        index.apply(&header(Kind::Put, 1, 7, 100), 1, 0);
+        index.note(&id, note);
+        index.forget(&id);
+        index.apply(&header(Kind::Put, 1, 7, 100), 2, 0);
+        assert_eq!((index.get(&id).unwrap().note, index.is_gone(&id)), (Some(note), true));
+        index.apply(&header(Kind::Put, 1, 8, 100), 2, 500);
+        assert_eq!((index.get(&id).unwrap().note, index.is_gone(&id)), (None, false));
     }
 
     #[test]
