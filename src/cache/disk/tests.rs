@@ -270,6 +270,19 @@ async fn what_was_forgotten_is_not_given_any_more_before_that_is_written() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_waits_and_is_replaced_does_not_hold_any_more() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(2, 100));
+    let waiting = tier.one(1).await.unwrap();
+    assert!(waiting.body == body(2, 100) && tier.disk.holds(&waiting));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    tier.keep(1, body(3, 100));
+    assert!(!tier.disk.holds(&waiting));
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_write_of_a_copy_is_on_disk_within_a_second() {
     let world = world(64 << 20);
     let tier = world.start().await;
