@@ -73,6 +73,14 @@ pub fn after(at: Timestamp, span: std::time::Duration) -> Timestamp {
         .unwrap_or(Timestamp::MAX)
 }
 
+/// `at` less `span`, held at the beginning of time.
+pub fn before(at: Timestamp, span: std::time::Duration) -> Timestamp {
+    jiff::SignedDuration::try_from(span)
+        .ok()
+        .and_then(|span| at.checked_sub(span).ok())
+        .unwrap_or(Timestamp::MIN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

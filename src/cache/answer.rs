@@ -7,7 +7,6 @@
 //! | answer | `upstream` | `fwd=uri-miss; fwd-status=200; stored; ttl=5` |
 //! | copy, not forwarded | `stale` | `hit; ttl=-812; detail=breaker-open` |
 //! | copy, after a failed refresh | `stale` | `fwd=stale; fwd-status=503; ttl=-812; detail=stale-if-error` |
-//!
 //! | object out of a page of its collection | `stale` | `hit; ttl=-812; detail=from-collection` |
 //!
 //! A stale copy says `Cache-Control: max-age=0` and loses `Expires`, so that nobody downstream stretches it.
@@ -372,7 +371,7 @@ impl Cache {
         now: &Confirmed,
     ) -> Option<Response<Body>> {
         let mut refused = None;
-        if let Some(entry) = found.entry.as_deref().filter(|_| !self.is_refused(read)) {
+        if let Some(entry) = self.still(read, found) {
             match self.may_stand_in(read, entry, why, now) {
                 Ok(()) => return Some(self.stale(read, entry, why, now)),
                 Err(reason) => refused = Some(reason),

@@ -213,10 +213,3 @@ impl Entry {
         self.weight
     }
 }
-
-/// Takes out of an upstream's answer what is only between it and us, and what only we say. Its own `Cache-Status`
-/// stays when it is passed on: RFC 9211 lists the caches on the way, and ours is added at the end.
-pub(crate) fn clean(head: &mut HeaderMap) {
-    headers::strip_hop_by_hop(head);
-    headers::strip_seawall_response(head);
-}

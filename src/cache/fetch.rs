@@ -17,7 +17,7 @@
 //! those who wait share it.
 
 use super::Cache;
-use super::entry::{self, Confirmed, Entry};
+use super::entry::{Confirmed, Entry};
 use super::flight::{Answer, FlightKey, Flowing, Landing, Led, Outcome, Passed};
 use super::flow::{self, Feed};
 use super::invalidate::{Moment, Names};
@@ -25,7 +25,7 @@ use super::policy::{self, Facts, Unkept};
 use super::service::Read;
 use crate::context::{Call, Lane, Upstream, UpstreamRequest, WholeUntil};
 use crate::error::ProxyError;
-use crate::http::{Body, BodyError};
+use crate::http::{Body, BodyError, headers};
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Response, StatusCode, response};
@@ -47,8 +47,8 @@ pub(crate) struct Errand {
     pub(crate) began: Moment,
     pub(crate) names: Names,
     pub(crate) key: FlightKey,
-    /// Those who wait.
-    pub(crate) landing: Option<Landing>,
+    /// Whether others may wait for it.
+    pub(crate) is_led: bool,
     /// Not for a request that says `no-store`.
     pub(crate) may_keep: bool,
     /// How often copies had been deleted by hand when it began.
@@ -155,8 +155,12 @@ const BRIEFLY: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Runs an errand until its answer can go to the caller; what is left to do then goes on in a task.
-pub(crate) async fn run(cache: Arc<Cache>, mut upstream: Upstream, mut errand: Errand) -> Led {
-    let landing = errand.landing.take();
+pub(crate) async fn run(
+    cache: Arc<Cache>,
+    mut upstream: Upstream,
+    errand: Errand,
+    landing: Option<Landing>,
+) -> Led {
     match cache.ask(&mut upstream, &errand).await {
         Asked::Over(led, sharing) => {
             let outcome = match &led {
@@ -229,11 +233,12 @@ impl Cache {
                 Err(error) => return failed(error),
             };
             let (mut parts, body) = response.into_parts();
-            entry::clean(&mut parts.headers);
+            // Its own `Cache-Status` stays: RFC 9211 lists the caches on the way, and ours is added at the end.
+            headers::strip_for_caller(&mut parts.headers, false);
             // By its head: a refusal whose body breaks is one all the same.
             self.note(read.partition, errand.key.token, Some(&read.key), parts.status, asked_at.monotonic)
                 .await;
-            if matches!(parts.status, StatusCode::NOT_FOUND | StatusCode::GONE) && !self.is_strict {
+            if self.has_left(read, parts.status) && !self.is_strict {
                 self.objects.lacks(read, Instant::now());
             }
             let limit = read.context.config.settings.cache.max_object.0;
@@ -401,6 +406,12 @@ impl Cache {
         Outcome::Answer(Answer::Entry { entry, is_kept, is_confirmed: true })
     }
 
+    /// Whether an answer says that something is not there any more. A failing upstream may well say so of what is: then
+    /// the copy stays.
+    fn has_left(&self, read: &Read, status: StatusCode) -> bool {
+        says_gone(status) && !self.health.shows_failures(&read.context.route.group)
+    }
+
     /// Whether a whole answer is kept.
     fn judge(
         &self,
@@ -411,11 +422,9 @@ impl Cache {
         now: Confirmed,
     ) -> Result<Facts, Unkept> {
         let status = parts.status;
-        let is_gone = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
         if status == StatusCode::OK && policy::holds_error(&parts.headers, body) {
             Err(Unkept::EnvelopeError)
-        } else if is_gone && self.health.shows_failures(&read.context.route.group) {
-            // A failing upstream may well say "not found": the copy stays.
+        } else if says_gone(status) && !self.has_left(read, status) {
             Err(Unkept::Status)
         } else {
             policy::keep(status, &parts.headers, read.has_credential(), asked_at.at, now.at, &read.terms)
@@ -483,9 +492,9 @@ impl Cache {
     /// An answer is not kept, and may tell that the older copy must go.
     fn unkept(&self, errand: &Errand, status: StatusCode, unkept: Option<Unkept>, asked_at: Confirmed) {
         let read = &*errand.read;
-        let has_left = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
-            && !self.health.shows_failures(&read.context.route.group);
-        if (has_left || unkept == Some(Unkept::NoStore) && status.is_success()) && !read.is_head {
+        if (self.has_left(read, status) || unkept == Some(Unkept::NoStore) && status.is_success())
+            && !read.is_head
+        {
             let selected = || {
                 let variants = self.memory.peek(&read.key)?;
                 variants.iter().find(|old| old.is_selected_by(read.asked())).cloned()
@@ -518,21 +527,26 @@ impl Cache {
             return false;
         }
         self.refusals.keeps(read.partition);
-        if !self.memory.put(read.key, entry.clone(), read.asked()) {
+        let persist = || self.persist(read.key, entry);
+        if !self.memory.put(read.key, entry.clone(), read.asked(), persist) {
             return false;
         }
-        self.persist(read.key, entry);
         // Asked when it is there: a purge from now on finds it.
         if self.purges.load(Ordering::Acquire) != errand.purges {
             self.forget(&read.key, Some(entry));
             return false;
         }
         self.objects.keep(read, &entry.about);
-        if errand.landing.is_none() {
+        // Who leads has taken the mark's place.
+        if !errand.is_led {
             self.flights.unmark_hit_for_miss(&errand.key);
         }
         true
     }
+}
+
+fn says_gone(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
 fn named_length(headers: &HeaderMap) -> Option<u64> {

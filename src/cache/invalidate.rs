@@ -8,7 +8,8 @@
 //! request join that fill?" is the same comparison.
 //!
 //! Bounded: a shard that is full forgets all its marks and raises the *floor*, below which every copy counts as out
-//! of date. What is forgotten is therefore never an invalidation, only precision. Marks are named by a keyed 64 bit
+//! of date, and the one below which a page holds nothing that is not deleted. What is forgotten is therefore never an
+//! invalidation, only precision. Marks are named by a keyed 64 bit
 //! hash: two names that share one are invalidated together, which costs a revalidation and nothing else.
 //!
 //! Invalidation is soft: the copy must be revalidated, and is still there for an outage.
@@ -47,6 +48,8 @@ pub(crate) struct Marks {
     /// Where this process began to count.
     start: AtomicU64,
     floor: AtomicU64,
+    /// The same for what was deleted by hand.
+    purged_floor: AtomicU64,
     shards: [Mutex<HashMap<u64, u64, Places>>; SHARDS],
     hasher: FixedState,
     ledger: Option<Ledger>,
@@ -57,7 +60,7 @@ const TAG: u8 = 1;
 const PURGED: u8 = 2;
 
 /// One trailing slash is the same resource: Flexport itself links to `/invoices/?per=1`.
-fn resource(path: &str) -> &str {
+pub(crate) fn resource(path: &str) -> &str {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     path.strip_suffix('/').unwrap_or(path)
 }
@@ -85,6 +88,7 @@ impl Marks {
             sequence: AtomicU64::new(1),
             start: AtomicU64::new(1),
             floor: AtomicU64::new(0),
+            purged_floor: AtomicU64::new(0),
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: FixedState::with_seed(seed[0] ^ seed[1].rotate_left(32)),
             ledger,
@@ -106,6 +110,10 @@ impl Marks {
                     highest = highest.max(number);
                     self.floor.fetch_max(number, Ordering::AcqRel);
                 }
+                Fact::PurgedFloor { number } => {
+                    highest = highest.max(number);
+                    self.purged_floor.fetch_max(number, Ordering::AcqRel);
+                }
                 Fact::Refused { .. } | Fact::Cleared { .. } | Fact::Succeeded { .. } => {}
             }
         }
@@ -115,12 +123,16 @@ impl Marks {
         self.start.store(start, Ordering::Release);
         if !is_intact {
             self.floor.store(start, Ordering::Release);
+            self.purged_floor.store(start, Ordering::Release);
         }
     }
 
     /// All that is to be recorded.
     pub(crate) fn facts(&self) -> Vec<Fact> {
-        let mut facts = vec![Fact::Floor { number: self.floor.load(Ordering::Acquire) }];
+        let mut facts = vec![
+            Fact::Floor { number: self.floor.load(Ordering::Acquire) },
+            Fact::PurgedFloor { number: self.purged_floor.load(Ordering::Acquire) },
+        ];
         for shard in &self.shards {
             let shard = shard.lock().expect("no code panics with this lock held");
             facts.extend(shard.iter().map(|(name, number)| Fact::Mark { name: *name, number: *number }));
@@ -138,10 +150,8 @@ impl Marks {
         hasher.finish()
     }
 
-    fn note(&self, fact: Fact) {
-        if let Some(ledger) = &self.ledger {
-            ledger.note(fact);
-        }
+    fn note(&self, fact: Fact) -> Option<u64> {
+        Some(self.ledger.as_ref()?.note(fact))
     }
 
     /// The names of a copy.
@@ -182,21 +192,23 @@ impl Marks {
     }
 
     /// A path was deleted by hand, of one partition or of all: what else still holds it, from before, is not served for
-    /// it. Recorded when this ends.
-    pub(crate) async fn purged(&self, partition: Option<PartitionId>, path: &str) {
-        let name = self.name(partition.unwrap_or(EVERYBODY), PURGED, resource(path));
-        let number = self.set(name);
-        if let Some(ledger) = &self.ledger {
-            ledger.record(Fact::Mark { name, number }).await;
+    /// it. Tells whether that outlives the process.
+    pub(crate) async fn purged(&self, partition: Option<PartitionId>, path: &str) -> bool {
+        let noted = self.set(self.name(partition.unwrap_or(EVERYBODY), PURGED, resource(path)));
+        match (&self.ledger, noted) {
+            (Some(ledger), Some(number)) => ledger.written(number).await,
+            // A start without a ledger takes all that is older for deleted.
+            _ => true,
         }
     }
 
     /// Whether a path was deleted by hand after something had begun.
     pub(crate) fn is_purged(&self, partition: PartitionId, path: &str, began: Moment) -> bool {
         self.moment() > began
-            && [partition, EVERYBODY]
-                .iter()
-                .any(|partition| self.mark(self.name(*partition, PURGED, resource(path))) > began.0)
+            && (began.0 < self.purged_floor.load(Ordering::Acquire)
+                || [partition, EVERYBODY]
+                    .iter()
+                    .any(|partition| self.mark(self.name(*partition, PURGED, resource(path))) > began.0))
     }
 
     /// Everything is out of date from now on.
@@ -210,21 +222,23 @@ impl Marks {
         self.shard(name).lock().expect("no code panics with this lock held").get(&name).copied().unwrap_or(0)
     }
 
-    fn set(&self, name: u64) -> u64 {
+    /// Leaves a mark. Gives its number in the ledger, if there is one.
+    fn set(&self, name: u64) -> Option<u64> {
         let mut shard = self.shard(name).lock().expect("no code panics with this lock held");
         if shard.len() >= MARKS_PER_SHARD {
-            // The floor rises before the marks go, so that no reader finds neither.
+            // The floors rise before the marks go, so that no reader finds neither.
             let number = self.sequence.load(Ordering::Acquire);
             self.floor.fetch_max(number, Ordering::AcqRel);
+            self.purged_floor.fetch_max(number, Ordering::AcqRel);
             self.note(Fact::Floor { number });
+            self.note(Fact::PurgedFloor { number });
             shard.clear();
         }
         // The number is taken under the lock: of two marks of one name the higher stays.
         let next = self.sequence.fetch_add(1, Ordering::AcqRel) + 1;
         shard.insert(name, next);
         drop(shard);
-        self.note(Fact::Mark { name, number: next });
-        next
+        self.note(Fact::Mark { name, number: next })
     }
 
     fn shard(&self, name: u64) -> &Mutex<HashMap<u64, u64, Places>> {
@@ -258,18 +272,33 @@ mod tests {
         assert!(!marks.is_outdated(marks.names(B, "/shipments/2", "shipments"), marks.moment()));
     }
 
-    #[test]
-    fn a_mark_that_is_forgotten_still_counts() {
+    #[tokio::test]
+    async fn a_mark_that_is_forgotten_still_counts() {
         let marks = Marks::new([1, 2], None);
         let names = marks.names(A, "/first", "-");
         let before = marks.moment();
         marks.path(A, "/first");
+        assert!(marks.purged(None, "/deleted").await);
+        assert!(marks.is_purged(A, "/deleted", before) && !marks.is_purged(A, "/other", before));
         for number in 0..SHARDS * MARKS_PER_SHARD * 2 {
             marks.path(A, &format!("/{number}"));
         }
         assert!(marks.is_outdated(names, before));
+        assert!(marks.is_purged(A, "/deleted", before) && !marks.is_purged(A, "/deleted", marks.moment()));
         let held: usize = marks.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
         assert!(held <= SHARDS * MARKS_PER_SHARD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_purge_that_cannot_be_recorded_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = crate::store::Keys::from_bytes([1; 32], [2; 32]);
+        // Nobody writes it.
+        let ledger = Ledger::open(dir.path(), &keys).unwrap().0;
+        let marks = Marks::new([1, 2], Some(ledger));
+        let before = marks.moment();
+        assert!(!marks.purged(None, "/x").await);
+        assert!(marks.is_purged(A, "/x", before));
     }
 
     #[test]
@@ -294,8 +323,13 @@ mod tests {
         behind.path(A, "/bookings/1");
         assert!(behind.is_outdated(names, copy));
         assert_eq!(restored.foreign(before), before);
+        assert!(!restored.is_purged(A, "/x", before));
+        marks.purged_floor.store(before.0 + 1, Ordering::Release);
+        restored.restore(&marks.facts(), true, 10);
+        assert!(restored.is_purged(A, "/x", before) && !restored.is_purged(A, "/x", after));
         let damaged = Marks::new([1, 2], None);
         damaged.restore(&marks.facts(), false, 2000);
+        assert!(damaged.is_purged(A, "/x", after));
         assert!(damaged.is_outdated(other, after) && !damaged.is_outdated(other, damaged.moment()));
     }
 }

@@ -1,16 +1,16 @@
 //! What must outlive the process besides the copies: who was refused, who succeeded last, and what is out of date.
 //!
-//! Without it a restart would serve a revoked key. So a refusal is on disk before it is answered
-//! ([`Ledger::record`]); all else is written behind ([`Ledger::note`]), within a second.
+//! Without it a restart would serve a revoked key. So a refusal is on disk before it is answered, and a purge too
+//! ([`Ledger::written`]); all else is written behind ([`Ledger::note`]), within a second.
 //!
 //! One file, `<data_dir>/cache/ledger/log`, of small facts, each sealed and bound to its number, so that none can be
 //! changed, moved or taken out of the middle. It is written anew from what is in memory when it has grown, and at each
 //! start.
 //!
-//! Failure: a last fact that is incomplete was never said to be on disk, and means nothing. A file that is damaged is read as far as it can be; then nobody's success counts any more
-//! ([`Found::is_intact`]), so nobody is served from copies before Flexport has answered him again. A file of a newer
-//! version is left alone. A disk that cannot be written costs the memory over a restart: it is said in the log, and
-//! nobody waits longer than [`PATIENCE`] for it.
+//! Failure: a last fact that is incomplete was never said to be on disk, and means nothing. A file that is damaged is
+//! read as far as it can be; then nobody's success counts any more ([`Found::is_intact`]), so nobody is served from
+//! copies before Flexport has answered him again. A file of a newer version is left alone. A disk that cannot be written
+//! costs the memory over a restart: it is said in the log, and nobody waits longer than [`PATIENCE`] for it.
 
 use super::key::Key;
 use crate::ids::PartitionId;
@@ -37,6 +37,8 @@ pub(crate) enum Fact {
     Mark { name: u64, number: u64 },
     /// All that began before are.
     Floor { number: u64 },
+    /// Of all that began before, something may have been deleted by hand.
+    PurgedFloor { number: u64 },
 }
 
 /// What a start found.
@@ -66,6 +68,8 @@ struct Waiting {
     facts: Vec<Fact>,
     /// All that were handed in so far.
     count: u64,
+    /// The last refusal among them.
+    refused: u64,
     /// Some were not taken: all is to be written anew.
     has_overflowed: bool,
 }
@@ -132,17 +136,22 @@ impl Fact {
                 bytes.push(5);
                 bytes.extend_from_slice(&number.to_le_bytes());
             }
+            Self::PurgedFloor { number } => {
+                bytes.push(6);
+                bytes.extend_from_slice(&number.to_le_bytes());
+            }
         }
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (kind, rest) = bytes.split_first()?;
-        if matches!(kind, 4 | 5) {
+        if matches!(kind, 4..=6) {
             let (first, rest) = rest.split_first_chunk::<8>()?;
             let first = u64::from_le_bytes(*first);
             return Some(match (kind, rest) {
                 (5, []) => Self::Floor { number: first },
+                (6, []) => Self::PurgedFloor { number: first },
                 (4, rest) => Self::Mark { name: first, number: u64::from_le_bytes(rest.try_into().ok()?) },
                 _ => return None,
             });
@@ -192,27 +201,28 @@ impl Ledger {
         Ok((ledger, found))
     }
 
-    /// To be remembered soon. Never waits.
-    pub(crate) fn note(&self, fact: Fact) {
-        self.push(fact);
+    /// To be remembered soon. Never waits. Its number is what to wait for.
+    pub(crate) fn note(&self, fact: Fact) -> u64 {
+        let number = self.push(fact);
         self.0.has_some.notify_one();
+        number
     }
 
-    /// Waits until it is on disk, or cannot be.
-    pub(crate) async fn record(&self, fact: Fact) {
-        self.written(self.push(fact)).await;
-    }
-
-    /// Waits until what was [pushed](Self::push) is on disk, or cannot be.
-    pub(crate) async fn written(&self, number: u64) {
+    /// Waits until what has this number, and all before it, is on disk; or cannot be, which it tells.
+    pub(crate) async fn written(&self, number: u64) -> bool {
         let mut done = self.0.done.subscribe();
+        let is_done = |done: &Done| done.count >= number;
+        if is_done(&done.borrow()) {
+            return !done.borrow().has_failed;
+        }
         self.0.is_urgent.notify_one();
         self.0.has_some.notify_one();
-        let is_over = done.wait_for(|done| done.count >= number);
-        match timeout(PATIENCE, is_over).await {
-            Ok(Ok(done)) if !done.has_failed => {}
-            _ => tracing::error!("a refusal could not be put on disk: a restart would not know of it"),
+        let is_written =
+            matches!(timeout(PATIENCE, done.wait_for(is_done)).await, Ok(Ok(done)) if !done.has_failed);
+        if !is_written {
+            tracing::error!("a refusal or a purge could not be put on disk: a restart would not know of it");
         }
+        is_written
     }
 
     /// Takes a fact; its number is what to wait for.
@@ -224,7 +234,15 @@ impl Ledger {
             waiting.has_overflowed = true;
         }
         waiting.count += 1;
+        if matches!(fact, Fact::Refused { .. }) {
+            waiting.refused = waiting.count;
+        }
         waiting.count
+    }
+
+    /// The number of the last refusal.
+    pub(crate) fn refused(&self) -> u64 {
+        self.waiting().refused
     }
 
     /// Writes what is handed in, until it is cancelled. `snapshot` gives all that is to be remembered.
@@ -239,7 +257,7 @@ impl Ledger {
             let is_last = cancel.is_cancelled();
             let (facts, count, has_overflowed) = {
                 let mut waiting = self.waiting();
-                let Waiting { facts, count, has_overflowed } = &mut *waiting;
+                let Waiting { facts, count, has_overflowed, .. } = &mut *waiting;
                 (std::mem::take(facts), *count, std::mem::take(has_overflowed))
             };
             must_renew |= has_overflowed || writer.bytes > SMALL.max(2 * writer.fresh);
@@ -262,7 +280,7 @@ impl Ledger {
                 if let Err(error) = result {
                     tracing::error!(
                         path = %self.0.dir.display(), %error,
-                        "refusals cannot be put on disk: a restart would not know of them"
+                        "refusals and purges cannot be put on disk: a restart would not know of them"
                     );
                     if !is_last {
                         tokio::select! { () = cancel.cancelled() => {}, () = sleep(REST) => {} }
@@ -362,6 +380,7 @@ mod tests {
             Fact::Succeeded { partition: A, token: 7, at: -5 },
             Fact::Mark { name: 3, number: u64::MAX },
             Fact::Floor { number: 2 },
+            Fact::PurgedFloor { number: 1 },
         ]
     }
 
@@ -377,12 +396,12 @@ mod tests {
         let cancel = CancellationToken::new();
         let task = tokio::spawn(ledger.clone().run(Vec::new, cancel.clone()));
         for fact in facts() {
-            ledger.record(fact).await;
+            assert!(ledger.written(ledger.push(fact)).await);
         }
         // As a kill would leave it.
         let found = Ledger::open(dir.path(), &keys()).unwrap().1;
         // The first may have been written by the renewal at the start, which asks for all that is remembered.
-        assert!(found.is_intact && facts().ends_with(&found.facts) && found.facts.len() >= 5, "{found:?}");
+        assert!(found.is_intact && facts().ends_with(&found.facts) && found.facts.len() >= 6, "{found:?}");
         ledger.note(Fact::Floor { number: 5 });
         cancel.cancel();
         task.await.unwrap();
@@ -411,7 +430,7 @@ mod tests {
         for left in 1..20 {
             std::fs::write(&path, &whole[..whole.len() - left]).unwrap();
             let found = Ledger::open(dir.path(), &keys()).unwrap().1;
-            assert!(found.is_intact && found.facts == facts()[..5], "{left}");
+            assert!(found.is_intact && found.facts == facts()[..6], "{left}");
         }
         assert!(facts().iter().all(|fact| LENGTHS.contains(&fact.encode().len())));
         std::fs::write(&path, b"SWL2 and more").unwrap();
@@ -429,7 +448,7 @@ mod tests {
             for number in 0..20_000 {
                 ledger.note(Fact::Mark { name: number, number: round });
             }
-            ledger.record(Fact::Floor { number: round }).await;
+            assert!(ledger.written(ledger.push(Fact::Floor { number: round })).await);
         }
         cancel.cancel();
         task.await.unwrap();

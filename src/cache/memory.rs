@@ -96,8 +96,9 @@ impl Memory {
     }
 
     /// Keeps an entry in place of the variant that the same request would select, unless that one is the newer: begun
-    /// after a later invalidation, or asked for later. Tells whether it is kept.
-    pub(crate) fn put(&self, key: Key, entry: Arc<Entry>, asked: Asked<'_>) -> bool {
+    /// after a later invalidation, or asked for later. Tells whether it is kept. What is done `then` is done for the
+    /// entries of one key in the same order.
+    pub(crate) fn put(&self, key: Key, entry: Arc<Entry>, asked: Asked<'_>, then: impl FnOnce()) -> bool {
         let _held = self.stripe(&key).lock().expect("no code panics with this lock held");
         let variants = match self.map.peek(&key) {
             None => Variants::new(entry, std::iter::empty()),
@@ -112,6 +113,7 @@ impl Memory {
             }
         };
         self.map.insert(key, variants);
+        then();
         true
     }
 

@@ -14,8 +14,8 @@
 //! - An answer that the upstream gave is replaced by a stale copy or by nothing.
 //! - A token that the upstream refused sees no copy (see `refusals`).
 //!
-//! Failure: with no copy that may be used, and no page that holds the object (see `objects`), an answer of the upstream's passes through as it came, and an error stays
-//! an error; `front::rescue` makes the answer.
+//! Failure: with no copy that may be used, and no page that holds the object (see `objects`), an answer of the upstream's
+//! passes through as it came, and an error stays an error; `front::rescue` makes the answer.
 
 mod answer;
 mod counters;
@@ -146,7 +146,8 @@ impl Cache {
     }
 
     /// Marks everything out of date: it is revalidated before it is served, and is still there for an outage.
-    pub fn invalidate_all(&self) {
+    #[cfg(test)]
+    pub(crate) fn invalidate_all(&self) {
         self.marks.all();
     }
 

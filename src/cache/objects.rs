@@ -28,8 +28,8 @@ use super::key::{Key, Places};
 use super::policy::Refused;
 use super::service::Read;
 use super::tier::Unread;
-use crate::http::Fields;
-use crate::http::headers::FLEXPORT_VERSION;
+use crate::flexport::routes::RouteTable;
+use crate::http::headers::{FLEXPORT_VERSION, is_json};
 use crate::ids::PartitionId;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_LANGUAGE, CONTENT_ENCODING, CONTENT_TYPE};
@@ -37,20 +37,21 @@ use http::{Method, StatusCode};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
-use tokio::sync::OnceCell;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 /// The pages that objects can be taken from.
 pub(crate) struct Objects {
     shards: [Mutex<HashMap<u64, Collection, Places>>; SHARDS],
     uses: AtomicU64,
-    /// Of each collection, what the process before left on disk. Empty until it was needed.
-    left: Mutex<HashMap<u64, Left, Places>>,
-    surveyed: OnceCell<()>,
-    /// Held by who reads pages: the next one finds them read.
-    reading: tokio::sync::Mutex<()>,
+    /// Of each collection, what the process before left on disk. Empty until it was surveyed.
+    left: Arc<Mutex<HashMap<u64, Left, Places>>>,
+    /// Set with the first survey; closed at its end.
+    surveyed: OnceLock<watch::Receiver<()>>,
+    /// By collection, held by who reads pages: the next one finds them read.
+    reading: [tokio::sync::Mutex<()>; SHARDS],
     hasher: RandomState,
 }
 
@@ -94,10 +95,10 @@ struct Page {
     contents: Option<Arc<Contents>>,
 }
 
-/// Pages on disk.
+/// Pages on disk, the newest first.
 #[derive(Default)]
 struct Left {
-    pages: Vec<LeftPage>,
+    pages: Arc<Vec<LeftPage>>,
     /// Those who looked for theirs.
     claimants: Vec<u64>,
 }
@@ -131,7 +132,9 @@ const LEFT: usize = 16_384;
 const CLAIMANTS: usize = 16;
 /// Bytes that are read of a collection's pages.
 const BYTES: usize = 16 << 20;
-/// How long an outage's request waits for pages to be read from disk.
+/// Keys that are made without a break for others.
+const CHUNK: usize = 64;
+/// How long an outage's request waits for pages to be found on disk and read.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What is read without leaving the thread.
 const SHORT: usize = 256 << 10;
@@ -143,9 +146,9 @@ impl Objects {
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
             uses: AtomicU64::new(0),
-            left: Mutex::default(),
-            surveyed: OnceCell::new(),
-            reading: tokio::sync::Mutex::default(),
+            left: Arc::default(),
+            surveyed: OnceLock::new(),
+            reading: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             hasher: RandomState::new(),
         }
     }
@@ -200,10 +203,10 @@ impl Objects {
         (pages.collect(), gone)
     }
 
-    /// Takes over the pages on disk that were asked for as this read asks.
-    fn claim(&self, read: &Read, wanted: &Wanted<'_>) {
-        let mut left = self.left.lock().expect("no code panics with this lock held");
-        let Some(left) = left.get_mut(&wanted.collection) else { return };
+    /// The pages on disk among which who asks as this read does has not looked for his yet, with the name of who asks.
+    fn unclaimed(&self, read: &Read, wanted: &Wanted<'_>) -> Option<(u64, Arc<Vec<LeftPage>>)> {
+        let left = self.left();
+        let left = left.get(&wanted.collection)?;
         let mut hasher = self.hasher.build_hasher();
         hasher.write_u64(wanted.variant);
         for line in read.headers.get_all(ACCEPT) {
@@ -211,25 +214,32 @@ impl Objects {
             hasher.write_u8(0xff);
         }
         let claimant = hasher.finish();
-        if left.claimants.contains(&claimant) || left.claimants.len() >= CLAIMANTS {
-            return;
+        let is_over = left.claimants.contains(&claimant) || left.claimants.len() >= CLAIMANTS;
+        (!is_over).then(|| (claimant, left.pages.clone()))
+    }
+
+    /// Takes over those that were asked for as this read asks. That makes the key of each, so it is done by one at a
+    /// time, and in pieces.
+    async fn claim(&self, read: &Read, wanted: &Wanted<'_>) {
+        let Some((claimant, pages)) = self.unclaimed(read, wanted) else { return };
+        let mut own = Vec::new();
+        for some in pages.chunks(CHUNK) {
+            own.extend(some.iter().filter(|page| read.key_of(&page.about.path) == page.key));
+            tokio::task::yield_now().await;
         }
-        left.claimants.push(claimant);
-        // The newest first, so that they stand last.
-        let mut pages: Vec<_> =
-            left.pages.extract_if(.., |page| read.key_of(&page.about.path) == page.key).collect();
-        pages.sort_by_key(|page| page.age);
         self.with(wanted.collection, |collection| {
-            for page in pages {
-                if collection.pages.len() < PAGES
-                    && collection.pages.iter().all(|known| known.key != page.key)
-                {
-                    let LeftPage { key, about, .. } = page;
-                    let page = Page { key, variant: wanted.variant, about, contents: None };
+            // The newest first, so that they stand last.
+            for LeftPage { key, about, .. } in own {
+                if collection.pages.len() < PAGES && collection.pages.iter().all(|known| known.key != *key) {
+                    let about = about.clone();
+                    let page = Page { key: *key, variant: wanted.variant, about, contents: None };
                     collection.pages.insert(0, page);
                 }
             }
         });
+        if let Some(left) = self.left().get_mut(&wanted.collection) {
+            left.claimants.push(claimant);
+        }
     }
 
     fn learn(&self, wanted: &Wanted<'_>, pages: &[Page]) {
@@ -257,7 +267,7 @@ impl Objects {
     }
 
     fn collection(&self, partition: PartitionId, template: &str) -> u64 {
-        self.hasher.hash_one((partition.0, template))
+        name_of(&self.hasher, partition, template)
     }
 
     /// What tells pages of the same URL apart.
@@ -279,7 +289,11 @@ impl Objects {
     }
 
     fn shard(&self, name: u64) -> MutexGuard<'_, HashMap<u64, Collection, Places>> {
-        self.shards[(name >> 60) as usize % SHARDS].lock().expect("no code panics with this lock held")
+        self.shards[shard_of(name)].lock().expect("no code panics with this lock held")
+    }
+
+    fn left(&self) -> MutexGuard<'_, HashMap<u64, Left, Places>> {
+        self.left.lock().expect("no code panics with this lock held")
     }
 }
 
@@ -304,7 +318,8 @@ impl Contents {
     /// Reads a page. Takes its time.
     fn of(page: &Arc<Entry>, hasher: &RandomState) -> Self {
         let mut contents = Self::none(Arc::downgrade(page));
-        let is_whole = page.status == StatusCode::OK && is_json(&page.head);
+        let is_plain = page.head.get(&CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+        let is_whole = page.status == StatusCode::OK && is_plain && is_json(page.head.get(&CONTENT_TYPE));
         if let Some(read) = is_whole.then(|| page::read(&page.body)).flatten() {
             contents.version = read.version.into();
             contents.confirmed = Some(page.confirmed);
@@ -355,13 +370,16 @@ impl Cache {
             return Err(None);
         }
         let wanted = self.objects.wanted(read).ok_or(None)?;
-        self.survey(read).await;
-        self.objects.claim(read, &wanted);
         let until = Instant::now() + PATIENCE;
+        // What is not found or read in time is there for the next one.
+        self.survey(read, until).await;
         let (mut pages, gone) = self.objects.pages(&wanted);
-        if pages.iter().any(|page| !self.is_read(read, page)) {
-            // What is not read in time is there for the next one.
-            if let Ok(_one) = timeout_at(until, self.objects.reading.lock()).await {
+        if pages.iter().any(|page| !self.is_read(read, page))
+            || self.objects.unclaimed(read, &wanted).is_some()
+        {
+            let reading = &self.objects.reading[shard_of(wanted.collection)];
+            if let Ok(_one) = timeout_at(until, reading.lock()).await {
+                self.objects.claim(read, &wanted).await;
                 pages = self.objects.pages(&wanted).0;
                 self.read_pages(read, &mut pages, until).await;
                 self.objects.learn(&wanted, &pages);
@@ -405,39 +423,25 @@ impl Cache {
         Err(refused)
     }
 
-    /// Looks once for the pages that the process before left on disk.
-    async fn survey(&self, read: &Read) {
+    /// Looks once for the pages that the process before left on disk. All copies on it are looked at, so that goes on
+    /// whoever waits for it.
+    async fn survey(&self, read: &Read, until: Instant) {
         let Some(disk) = self.disk.as_ref().filter(|disk| disk.is_on()) else { return };
-        let survey = async || {
-            let config = read.context.config.clone();
-            let look = move |pages: &mut Vec<LeftPage>, listed: &Listed| {
-                let (path, query) = listed.path.split_once('?').unwrap_or((&listed.path, ""));
-                let route = config.routes.find(&Method::GET, path);
-                let is_page = route.cache.as_ref().is_some_and(|policy| policy.holds_objects);
-                if is_page && !page::expands(query) && listed.status == 200 {
-                    pages.push(LeftPage {
-                        key: Key(listed.key),
-                        about: Arc::new(About {
-                            partition: listed.partition,
-                            path: listed.path.as_str().into(),
-                            route: route.clone(),
-                        }),
-                        age: listed.age_seconds,
-                    });
-                    if pages.len() >= 2 * LEFT {
-                        newest(pages);
-                    }
-                }
-            };
-            let mut pages = disk.survey(look).await;
-            newest(&mut pages);
-            let mut left = self.objects.left.lock().expect("no code panics with this lock held");
-            for page in pages {
-                let name = self.objects.collection(page.about.partition, &page.about.route.template);
-                left.entry(name).or_default().pages.push(page);
-            }
+        let start = || {
+            let (at_end, end) = watch::channel(());
+            let (disk, config) = (disk.clone(), read.context.config.clone());
+            let (left, hasher) = (self.objects.left.clone(), self.objects.hasher.clone());
+            self.tasks.spawn("cache-survey", async move {
+                let found = disk.survey(move |pages, listed| look(&config.routes, pages, listed)).await;
+                let found = by_collection(found, &hasher);
+                *left.lock().expect("no code panics with this lock held") = found;
+                drop(at_end);
+            });
+            end
         };
-        self.objects.surveyed.get_or_init(survey).await;
+        let mut end = self.objects.surveyed.get_or_init(start).clone();
+        // It ends with the sender.
+        let _ = timeout_at(until, end.changed()).await;
     }
 
     fn in_memory(&self, read: &Read, page: &Page) -> Option<Arc<Entry>> {
@@ -498,6 +502,47 @@ impl Cache {
     }
 }
 
+fn shard_of(name: u64) -> usize {
+    (name >> 60) as usize % SHARDS
+}
+
+fn name_of(hasher: &RandomState, partition: PartitionId, template: &str) -> u64 {
+    hasher.hash_one((partition.0, template))
+}
+
+/// Takes a copy on disk for a page, if it is one.
+fn look(routes: &RouteTable, pages: &mut Vec<LeftPage>, listed: &Listed) {
+    let (path, query) = listed.path.split_once('?').unwrap_or((&listed.path, ""));
+    let route = routes.find(&Method::GET, path);
+    let is_page = route.cache.as_ref().is_some_and(|policy| policy.holds_objects);
+    if !is_page || page::expands(query) || listed.status != 200 {
+        return;
+    }
+    pages.push(LeftPage {
+        key: Key(listed.key),
+        about: Arc::new(About {
+            partition: listed.partition,
+            path: listed.path.as_str().into(),
+            route: route.clone(),
+        }),
+        age: listed.age_seconds,
+    });
+    if pages.len() >= 2 * LEFT {
+        newest(pages);
+    }
+}
+
+fn by_collection(mut pages: Vec<LeftPage>, hasher: &RandomState) -> HashMap<u64, Left, Places> {
+    newest(&mut pages);
+    let mut found: HashMap<u64, Vec<LeftPage>> = HashMap::new();
+    for page in pages {
+        let name = name_of(hasher, page.about.partition, &page.about.route.template);
+        found.entry(name).or_default().push(page);
+    }
+    let left = |pages| Left { pages: Arc::new(pages), claimants: Vec::new() };
+    found.into_iter().map(|(name, pages)| (name, left(pages))).collect()
+}
+
 fn newest(pages: &mut Vec<LeftPage>) {
     pages.sort_by_key(|page| page.age);
     pages.truncate(LEFT);
@@ -509,14 +554,4 @@ fn object_of(read: &Read) -> Option<(&str, &str)> {
     let path = read.uri.path();
     let path = path.strip_suffix('/').unwrap_or(path);
     Some((template, path.strip_prefix(template)?.strip_prefix('/')?))
-}
-
-fn is_json(head: &Fields) -> bool {
-    let is_plain = head.get(&CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
-    is_plain
-        && head.get(&CONTENT_TYPE).is_some_and(|value| {
-            let essence =
-                value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-            essence.eq_ignore_ascii_case(b"application/json")
-        })
 }

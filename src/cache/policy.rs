@@ -15,7 +15,7 @@ use crate::flexport::routes::CachePolicy;
 use crate::http::cache_control::{self, RequestDirectives, ResponseDirectives};
 use crate::http::cache_status::Forward;
 use crate::http::date;
-use crate::http::headers::{SEAWALL_STALE, members};
+use crate::http::headers::{SEAWALL_STALE, is_json, members};
 use http::header::{
     AGE, CACHE_CONTROL, CONTENT_TYPE, DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, PRAGMA,
     SET_COOKIE, VARY,
@@ -63,7 +63,7 @@ pub(crate) struct Facts {
     pub(crate) is_explicit: bool,
     /// Its age when it arrived (RFC 9111 §4.2.3).
     pub(crate) initial_age: Duration,
-    /// `no-cache` without a list of fields.
+    /// `no-cache`, with a list of fields or without.
     pub(crate) no_cache: bool,
     /// The first directive found that forbids serving it stale.
     pub(crate) forbids_stale: Option<&'static str>,
@@ -429,12 +429,7 @@ fn opaque(tag: &[u8]) -> &[u8] {
 /// is enough: a read of the tail, no JSON tokenizer.
 pub(crate) fn holds_error(headers: &HeaderMap, body: &[u8]) -> bool {
     const TAIL: usize = 4096;
-    let is_json = headers.get(CONTENT_TYPE).is_some_and(|value| {
-        let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-        essence.eq_ignore_ascii_case(b"application/json")
-            || essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json")
-    });
-    if !is_json {
+    if !is_json(headers.get(CONTENT_TYPE)) {
         return false;
     }
     let body = body.trim_ascii();

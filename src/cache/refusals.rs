@@ -121,6 +121,8 @@ impl Refusals {
         for fact in facts {
             match *fact {
                 Fact::Refused { partition, token, key } => {
+                    // It was recorded, so there was something to see.
+                    self.keeps(partition);
                     let _ = self.refuse(partition, token, key.as_ref(), now, |_| ());
                 }
                 Fact::Cleared { partition, token, key } => {
@@ -132,7 +134,7 @@ impl Refusals {
                         self.proven().insert((partition, token), Proof { at, recorded: at });
                     }
                 }
-                Fact::Mark { .. } | Fact::Floor { .. } => {}
+                Fact::Mark { .. } | Fact::Floor { .. } | Fact::PurgedFloor { .. } => {}
             }
         }
     }
@@ -146,7 +148,7 @@ impl Refusals {
             .collect();
         let known = self.known();
         for (&(partition, token), refused) in &known.tokens {
-            if !self.kept.contains(self.hash(&partition)) {
+            if !self.may_keep(partition) {
                 continue;
             }
             if refused.altogether.is_some() {
@@ -186,6 +188,11 @@ impl Refusals {
     /// Something is about to be kept for this partition.
     pub(crate) fn keeps(&self, partition: PartitionId) {
         self.kept.insert(self.hash(&partition));
+    }
+
+    /// Whether something may be kept for this partition.
+    pub(crate) fn may_keep(&self, partition: PartitionId) -> bool {
+        self.kept.contains(self.hash(&partition))
     }
 
     /// Whether this token may not be answered from the copy of this key.
@@ -240,7 +247,7 @@ impl Refusals {
         let key = if refused.altogether.is_some() { None } else { key.copied() };
         known.keys += added;
         self.recount(&known);
-        let is_news = was_proven || !was_refused && self.kept.contains(self.hash(&partition));
+        let is_news = was_proven || !was_refused && self.may_keep(partition);
         is_news.then(|| tell(Fact::Refused { partition, token, key }))
     }
 
@@ -307,7 +314,7 @@ impl Refusals {
             if known.tokens.get(&holder).is_none_or(|refused| refused.number != number) {
                 continue;
             }
-            if self.kept.contains(self.hash(&holder.0)) {
+            if self.may_keep(holder.0) {
                 // In the filter before it is out of the map, under one lock: never in neither.
                 self.forgotten.insert(self.hash(&holder));
                 known.has_forgotten = true;
@@ -498,6 +505,14 @@ mod tests {
                 "its own success ends it"
             );
         }
+        // From start to start, though he never succeeds again.
+        let mut recorded = vec![Fact::Refused { partition: a, token: 7, key: None }];
+        for _ in 0..3 {
+            let restored = Refusals::new([1, 2]);
+            restored.restore(&recorded, true, now);
+            recorded = restored.facts();
+        }
+        assert_eq!(recorded.len(), 1);
         let damaged = Refusals::new([1, 2]);
         damaged.restore(&facts, false, now);
         assert!(!damaged.is_proven(a, 8, 1300, window));

@@ -9,7 +9,7 @@ use super::answer::Why;
 use super::disk::OnDisk;
 use super::entry::{Asked, Confirmed, Entry};
 use super::fetch::{Errand, Hold};
-use super::flight::{Answer, Fill, Flight, FlightKey, Landing, Led, Outcome, Role};
+use super::flight::{Answer, Fill, Flight, FlightKey, Led, Outcome, Role};
 use super::invalidate::Names;
 use super::key::{self, Key};
 use super::policy::{self, Ask, Terms, Use};
@@ -24,8 +24,8 @@ use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, 
 use crate::http::{Body, Present};
 use crate::ids::PartitionId;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, HOST,
-    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, IF_MATCH,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, RETRY_AFTER,
     TRANSFER_ENCODING, USER_AGENT,
 };
 use http::uri::PathAndQuery;
@@ -83,6 +83,8 @@ pub(crate) struct Read {
 pub(crate) struct Found {
     pub(crate) entry: Option<Arc<Entry>>,
     pub(crate) forward: Forward,
+    /// How often copies had been deleted by hand before it was looked for.
+    purges: u64,
     /// Whether the upstream refused this token: then nothing of others is shared with it.
     is_refused: bool,
 }
@@ -98,8 +100,8 @@ struct Unsafe {
 
 enum Look {
     Done(Response<Body>),
-    /// Answer with this, and refresh.
-    Refresh(Response<Body>, Arc<Entry>),
+    /// Answer with this, and refresh; so often had copies been deleted by hand.
+    Refresh(Response<Body>, Arc<Entry>, u64),
     /// What the disk has of it is not known yet.
     Restore(Found, OnDisk),
     Forward(Found),
@@ -147,8 +149,8 @@ where
         };
         match self.cache.look(&read) {
             Look::Done(response) => CacheFuture::Ready(Some(response)),
-            Look::Refresh(response, entry) => {
-                self.cache.refresh(&self.upstream, read, entry);
+            Look::Refresh(response, entry, purges) => {
+                self.cache.refresh(&self.upstream, read, entry, purges);
                 CacheFuture::Ready(Some(response))
             }
             Look::Restore(found, on_disk) => CacheFuture::Boxed(Box::pin(restore(
@@ -200,14 +202,7 @@ impl Read {
 
     /// The key of another target that is asked for with the same fields.
     pub(crate) fn key_of(&self, target: &str) -> Key {
-        let config = &self.context.config;
-        let parts = key::Parts {
-            partition: self.partition,
-            upstream: &config.settings.upstream.base_url,
-            public_url: &config.public_url,
-            target,
-        };
-        key::of(&parts, &self.headers, if self.is_strict { &[] } else { &KEYED })
+        key_of(&self.context, self.partition, target, &self.headers, self.is_strict)
     }
 
     pub(crate) fn has_credential(&self) -> bool {
@@ -219,11 +214,8 @@ impl Read {
     pub(crate) fn outgoing(&self, base: Option<&Entry>) -> Request<Body> {
         let mut headers = if self.is_strict {
             let mut headers = self.headers.clone();
-            headers::strip_hop_by_hop(&mut headers);
-            headers::strip_seawall_request(&mut headers);
-            for name in
-                [AUTHORIZATION, CONTENT_LENGTH, HOST, IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE]
-            {
+            headers::strip_for_upstream(&mut headers);
+            for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
                 headers.remove(name);
             }
             headers
@@ -288,19 +280,9 @@ impl Cache {
         let context = context.clone();
         let (parts, _) = request.into_parts();
         let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let settings = &context.config.settings;
-        let key = key::of(
-            &key::Parts {
-                partition,
-                upstream: &settings.upstream.base_url,
-                public_url: &context.config.public_url,
-                target: target.as_str(),
-            },
-            &parts.headers,
-            if self.is_strict { &[] } else { &KEYED },
-        );
+        let key = key_of(&context, partition, target.as_str(), &parts.headers, self.is_strict);
         let mut ask = if present.has(Present::CACHE) || present.has(Present::OURS) {
-            Ask::of(&parts.headers, settings.cache.honour_request_cc)
+            Ask::of(&parts.headers, context.config.settings.cache.honour_request_cc)
         } else {
             Ask::default()
         };
@@ -321,9 +303,11 @@ impl Cache {
 
     /// Answers from a copy, or tells what there is.
     fn look(&self, read: &Read) -> Look {
-        let found = |entry, forward| Look::Forward(Found { entry, forward, is_refused: false });
+        // Before a copy is found: what is deleted from now on is not renewed.
+        let purges = self.purges.load(Ordering::Acquire);
+        let found = |entry, forward| Look::Forward(Found { entry, forward, purges, is_refused: false });
         let looked = if self.is_refused(read) {
-            Look::Forward(Found { entry: None, forward: Forward::Bypass, is_refused: true })
+            Look::Forward(Found { entry: None, forward: Forward::Bypass, purges, is_refused: true })
         } else if let Some(variants) = self.memory.get(&read.key) {
             let asked = read.asked();
             match variants.iter().find(|entry| entry.is_selected_by(asked)) {
@@ -339,7 +323,7 @@ impl Cache {
                             if !read.ask.directives.only_if_cached && self.is_proven(read) =>
                         {
                             let response = self.stale(read, entry, Why::REVALIDATING, &now);
-                            return Look::Refresh(response, entry.clone());
+                            return Look::Refresh(response, entry.clone(), purges);
                         }
                         Use::Tolerated | Use::WhileRevalidating => found(Some(entry.clone()), Forward::Stale),
                         Use::Revalidate(forward) => found(Some(entry.clone()), forward),
@@ -381,8 +365,19 @@ impl Cache {
         self.marks.names(read.partition, read.uri.path(), tag)
     }
 
+    /// The copy that was found, if it still may be served: not to a token that was refused meanwhile, nor when it was
+    /// deleted by hand.
+    pub(crate) fn still<'a>(&self, read: &Read, found: &'a Found) -> Option<&'a Arc<Entry>> {
+        let entry = found.entry.as_ref().filter(|_| !self.is_refused(read))?;
+        let is_there = || {
+            let variants = self.memory.peek(&read.key);
+            variants.is_some_and(|variants| variants.iter().any(|one| Arc::ptr_eq(one, entry)))
+        };
+        (self.purges.load(Ordering::Acquire) == found.purges || is_there()).then_some(entry)
+    }
+
     /// Refreshes a copy in the background, unless it is being refreshed, or too many are.
-    fn refresh(self: &Arc<Self>, upstream: &Upstream, mut read: Read, entry: Arc<Entry>) {
+    fn refresh(self: &Arc<Self>, upstream: &Upstream, mut read: Read, entry: Arc<Entry>, purges: u64) {
         let Ok(permit) = self.refreshes.clone().try_acquire_owned() else { return };
         let key =
             FlightKey { key: read.key, token: self.refusals.token(&read.context.identity().credential) };
@@ -400,13 +395,13 @@ impl Cache {
                 began,
                 names,
                 key,
-                landing: Some(landing),
+                is_led: true,
                 may_keep: true,
-                purges: self.purges.load(Ordering::Acquire),
+                purges,
                 hold: Hold::All,
                 lane: Lane::Refresh,
             };
-            let run = super::fetch::run(self.clone(), upstream.clone(), errand);
+            let run = super::fetch::run(self.clone(), upstream.clone(), errand, Some(landing));
             let this = self.clone();
             self.tasks.spawn("cache-refresh", async move {
                 let has_failed = match run.await {
@@ -469,6 +464,22 @@ impl Cache {
     }
 }
 
+fn key_of(
+    context: &RequestContext,
+    partition: PartitionId,
+    target: &str,
+    headers: &HeaderMap,
+    is_strict: bool,
+) -> Key {
+    let parts = key::Parts {
+        partition,
+        upstream: &context.config.settings.upstream.base_url,
+        public_url: &context.config.public_url,
+        target,
+    };
+    key::of(&parts, headers, if is_strict { &[] } else { &KEYED })
+}
+
 /// Forwards a read, with what the disk has of it.
 async fn restore(
     cache: Arc<Cache>,
@@ -477,6 +488,7 @@ async fn restore(
     mut found: Found,
     on_disk: OnDisk,
 ) -> Result<Response<Body>, ProxyError> {
+    found.purges = cache.purges.load(Ordering::Acquire);
     let restored = if on_disk == OnDisk::Maybe {
         timeout_at(read.context.deadline, cache.restore(&read)).await.unwrap_or(Err(Unread))
     } else {
@@ -484,7 +496,7 @@ async fn restore(
     };
     if cache.is_refused(&read) {
         // The refusal came while the disk was read.
-        found = Found { entry: None, forward: Forward::Bypass, is_refused: true };
+        found = Found { entry: None, forward: Forward::Bypass, is_refused: true, ..found };
     } else if let Ok(Some(entry)) = &restored {
         let now = cache.now();
         match cache.use_of(&read, entry, &now) {
@@ -506,6 +518,7 @@ async fn restore(
     }
     // The start of the process: what it knew is better than an error, and there in a moment.
     cache.opened(read.context.deadline).await;
+    found.purges = cache.purges.load(Ordering::Acquire);
     found.entry = cache.restore(&read).await.unwrap_or_default();
     let why = Why::of(&result);
     Ok(match cache.stand_in(&read, &found, why, &cache.now()).await {
@@ -533,7 +546,6 @@ async fn fetch(
     found: Found,
 ) -> Result<Response<Body>, ProxyError> {
     let arrived = Instant::now();
-    let purges = cache.purges.load(Ordering::Acquire);
     let key = FlightKey { key: read.key, token: cache.refusals.token(&read.context.identity().credential) };
     let names = cache.names(&read);
     let began = cache.marks.moment();
@@ -546,40 +558,41 @@ async fn fetch(
     } else {
         cache.flights.enter(key, arrived, began, |moment| cache.marks.is_outdated(names, moment))
     };
-    let copy = found
-        .entry
-        .as_deref()
-        .filter(|entry| cache.may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
-    let hold = if copy.is_some() { Hold::Beginning } else { Hold::Briefly };
-    let errand = |landing: Option<Landing>| Errand {
+    let may_stand_in = |entry| cache.may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok();
+    let has_copy = found.entry.as_deref().is_some_and(may_stand_in);
+    let hold = if has_copy { Hold::Beginning } else { Hold::Briefly };
+    let errand = |is_led| Errand {
         read: read.clone(),
         base: found.entry.clone().filter(|entry| entry.has_validator() && !read.is_head),
-        began: if landing.is_some() { began } else { cache.marks.moment() },
+        began: if is_led { began } else { cache.marks.moment() },
         names,
         key,
-        landing,
+        is_led,
         may_keep: may_keep && !read.is_head,
-        purges,
+        purges: found.purges,
         hold,
         lane: Lane::LiveRead,
     };
     let landing = match role {
         Role::Lead(landing) => Some(landing),
         Role::Alone => None,
-        Role::Join(flight) => match join(&cache, &read, &found, &flight, arrived).await {
+        Role::Join(flight) => match join(&cache, &read, &found, has_copy, &flight, arrived).await {
             Some(end) => return end,
             None => None,
         },
     };
-    let mut fill = Fill::new(super::fetch::run(cache.clone(), upstream, errand(landing)), &cache.tasks);
-    match cache.wait(&mut fill, &read, copy.is_some(), arrived, false).await {
+    let run = super::fetch::run(cache.clone(), upstream, errand(landing.is_some()), landing);
+    let mut fill = Fill::new(run, &cache.tasks);
+    match cache.wait(&mut fill, &read, has_copy, arrived, false).await {
         Waited::Done(Led::Shared(outcome)) => cache.conclude(&read, &found, outcome, false).await,
         Waited::Done(Led::Streamed(response)) => Ok(cache.streamed(&read, &found, response).await),
         Waited::Done(Led::Flowing(flowing)) => Ok(cache.flowing(&read, &found, *flowing)),
-        Waited::Impatient | Waited::Lock | Waited::Over => match copy.filter(|_| !cache.is_refused(&read)) {
-            Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
-            None => cache.conclude(&read, &found, Outcome::Failed(ProxyError::HeadTimeout), false).await,
-        },
+        Waited::Impatient | Waited::Lock | Waited::Over => {
+            match cache.still(&read, &found).filter(|_| has_copy) {
+                Some(entry) => Ok(cache.stale(&read, entry, Why::TOO_SLOW, &cache.now())),
+                None => cache.conclude(&read, &found, Outcome::Failed(ProxyError::HeadTimeout), false).await,
+            }
+        }
     }
 }
 
@@ -588,20 +601,17 @@ async fn join(
     cache: &Cache,
     read: &Read,
     found: &Found,
+    has_copy: bool,
     flight: &Flight,
     arrived: Instant,
 ) -> Option<Result<Response<Body>, ProxyError>> {
-    let copy = found
-        .entry
-        .as_deref()
-        .filter(|entry| cache.may_stand_in(read, entry, Why::TOO_SLOW, &cache.now()).is_ok());
     let mut landed = std::pin::pin!(flight.landed());
     let mut is_joined = true;
     loop {
-        let end = match cache.wait(&mut landed, read, copy.is_some(), arrived, is_joined).await {
+        let end = match cache.wait(&mut landed, read, has_copy, arrived, is_joined).await {
             Waited::Done(Outcome::Alone) => return None,
             Waited::Done(outcome) => cache.conclude(read, found, outcome, true).await,
-            Waited::Lock => match copy.filter(|_| !cache.is_refused(read)) {
+            Waited::Lock => match cache.still(read, found).filter(|_| has_copy) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::REVALIDATING, &cache.now())),
                 None if flight.may_leave() => return None,
                 None => {
@@ -609,7 +619,7 @@ async fn join(
                     continue;
                 }
             },
-            Waited::Impatient | Waited::Over => match copy.filter(|_| !cache.is_refused(read)) {
+            Waited::Impatient | Waited::Over => match cache.still(read, found).filter(|_| has_copy) {
                 Some(entry) => Ok(cache.stale(read, entry, Why::TOO_SLOW, &cache.now())),
                 None => cache.conclude(read, found, Outcome::Failed(ProxyError::HeadTimeout), true).await,
             },

@@ -1,4 +1,5 @@
 mod disk;
+mod mended;
 mod objects;
 
 use super::*;

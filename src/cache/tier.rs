@@ -7,7 +7,7 @@
 use super::Cache;
 use super::disk::{Disk, DiskOptions, Listed, OnDisk, Restored, Which};
 use super::entry::{About, Asked, Confirmed, Entry};
-use super::invalidate::Marks;
+use super::invalidate::{Marks, resource};
 use super::key::Key;
 use super::ledger::{Found, Ledger};
 use super::refusals::Refusals;
@@ -180,9 +180,12 @@ impl Cache {
         };
         let purges = self.purges.load(Ordering::Acquire);
         let found = timeout_at(until, disk.find(key)).await.map_err(|_| Unread)?;
+        let present = || {
+            let variants = self.memory.peek(key)?;
+            variants.iter().find(|one| one.is_selected_by(asked)).cloned()
+        };
         // Another who waited for the same, or the upstream, was quicker.
-        let present = self.memory.peek(key);
-        let mut selected = present.and_then(|all| all.iter().find(|one| one.is_selected_by(asked)).cloned());
+        let mut selected = present();
         if selected.is_some() {
             return Ok(selected);
         }
@@ -190,8 +193,11 @@ impl Cache {
             let entry = Arc::new(self.revived(about, restored));
             let selecting = Asked { headers: &restored.selecting, forwarded: None };
             self.refusals.keeps(about.partition);
-            // What came from upstream meanwhile is newer, and stays.
-            self.memory.put(*key, entry.clone(), selecting);
+            if !self.memory.put(*key, entry.clone(), selecting, || ()) {
+                // What came from upstream meanwhile is newer.
+                selected = present().or(selected);
+                continue;
+            }
             // Asked when it is there: who forgets it from now on finds it.
             let was_purged = self.purges.load(Ordering::Acquire) != purges;
             if was_purged || !disk.holds(restored) {
@@ -251,8 +257,12 @@ impl Cache {
                 }
                 let tell = |fact| self.ledger.as_ref().map(|ledger| ledger.push(fact));
                 let number = self.refusals.refuse(partition, token, key, Instant::now(), tell).flatten();
-                if let (Some(number), Some(ledger)) = (number, &self.ledger) {
-                    ledger.written(number).await;
+                if let Some(ledger) = &self.ledger {
+                    // What is known already may be on its way to the disk yet.
+                    let known = || self.refusals.may_keep(partition).then(|| ledger.refused());
+                    if let Some(number) = number.or_else(known) {
+                        ledger.written(number).await;
+                    }
                 }
             }
             200..=299 | 304 => {
@@ -276,76 +286,89 @@ impl Cache {
     }
 
     /// Deletes copies, or marks them out of date (`is_soft`). What is deleted is off the disk when this ends; a fill
-    /// that was under way is not kept. With `is_dry` nothing happens but the count. An error is the disk's: memory is
-    /// rid of them all the same.
+    /// that was under way is not kept. With `is_dry` nothing happens but the count. An error is the disk's: what is in
+    /// memory is deleted, or marked, all the same.
     pub async fn purge(&self, which: &Which, is_soft: bool, is_dry: bool) -> Result<Purged, String> {
-        if !is_dry && !is_soft {
+        let is_hard = !is_dry && !is_soft;
+        if is_hard {
             // First of all: what is being fetched or read must not bring back what is being deleted.
             self.purges.fetch_add(1, Ordering::AcqRel);
         }
-        let meant: Vec<(Key, Arc<Entry>)> =
-            self.memory.entries().filter(|(key, entry)| which.means_entry(key, entry)).collect();
-        if !is_dry && !is_soft {
-            // Whatever becomes of the disk.
-            for (key, entry) in &meant {
-                self.memory.remove(key, entry);
-            }
-            if *which == Which::All {
-                self.memory.clear();
-            }
-        }
+        let meant = self.meant(which, is_hard);
         let on_disk = match &self.disk {
             Some(disk) => match timeout(PURGING, disk.purge(which.clone(), is_dry || is_soft)).await {
                 Ok(listed) => listed,
-                Err(_) => Err("the cache's disk does not answer; what is in memory is deleted".to_owned()),
+                Err(_) => {
+                    Err("the cache's disk does not answer; all is done but what is only there".to_owned())
+                }
             },
             None => Ok(Vec::new()),
         };
-        let (on_disk, failed) = match on_disk {
+        let (on_disk, mut failed) = match on_disk {
             Ok(listed) => (listed, None),
-            Err(error) => (Vec::new(), (!is_dry && !is_soft).then_some(error)),
+            Err(error) => (Vec::new(), Some(error)),
         };
         let purged = Purged { memory: meant.len(), disk: on_disk.len() };
-        if is_dry {
-            return Ok(purged);
-        }
-        if is_soft && *which == Which::All {
-            self.marks.all();
-        } else if is_soft {
-            let mut paths: HashSet<(PartitionId, &str)> =
-                meant.iter().map(|(_, entry)| (entry.about.partition, &*entry.about.path)).collect();
-            paths.extend(on_disk.iter().map(|listed| (listed.partition, &*listed.path)));
-            for (partition, path) in paths {
-                self.marks.path(partition, path);
-            }
-        } else {
+        let in_memory = meant.iter().map(|(_, entry)| &*entry.about);
+        let in_memory = in_memory.map(|about| (about.partition, &*about.path));
+        let all = in_memory.chain(on_disk.iter().map(|listed| (listed.partition, &*listed.path)));
+        if is_hard {
             // What came back from disk between the two looks.
-            let late: Vec<_> =
-                self.memory.entries().filter(|(key, entry)| which.means_entry(key, entry)).collect();
-            for (key, entry) in &late {
-                self.memory.remove(key, entry);
-            }
-            if *which == Which::All {
-                self.memory.clear();
-            }
-            match which {
+            self.meant(which, true);
+            let is_recorded = match which {
                 Which::Path(path) => self.marks.purged(None, path).await,
-                Which::Id(_) => {
-                    let paths = meant.iter().map(|(_, entry)| (entry.about.partition, &*entry.about.path));
-                    let paths = paths.chain(on_disk.iter().map(|listed| (listed.partition, &*listed.path)));
-                    if let Some((partition, path)) = paths.last() {
-                        self.marks.purged(Some(partition), path).await;
+                Which::Id(_) => match all.last() {
+                    Some((partition, path)) => self.marks.purged(Some(partition), path).await,
+                    None => true,
+                },
+                // Pages go along with these, or are not what is meant.
+                Which::Tag(_) | Which::Partition(_) | Which::All | Which::Prefix(_) => true,
+            };
+            if !is_recorded {
+                let why =
+                    "it is deleted, and after a restart may be served out of an older page of its collection";
+                failed.get_or_insert_with(|| why.to_owned());
+            }
+        } else if is_soft && !is_dry {
+            match which {
+                Which::All => {
+                    self.marks.all();
+                    // That is known of all there is on disk too.
+                    failed = None;
+                }
+                Which::Tag(tag) => {
+                    for partition in all.map(|(partition, _)| partition).collect::<HashSet<_>>() {
+                        self.marks.tag(partition, tag);
                     }
                 }
-                // Pages go along with these, or are not what is meant.
-                Which::Tag(_) | Which::Partition(_) | Which::All | Which::Prefix(_) => {}
+                _ => {
+                    let resources = all.map(|(partition, path)| (partition, resource(path)));
+                    for (partition, path) in resources.collect::<HashSet<_>>() {
+                        self.marks.path(partition, path);
+                    }
+                }
             }
         }
         failed.map_or(Ok(purged), Err)
     }
 
+    /// The copies in memory that are meant; with `is_hard` they are deleted.
+    fn meant(&self, which: &Which, is_hard: bool) -> Vec<(Key, Arc<Entry>)> {
+        let entries = self.memory.entries();
+        let meant: Vec<_> = entries.filter(|(key, entry)| which.means_entry(key, entry)).collect();
+        if is_hard && *which == Which::All {
+            self.memory.clear();
+        } else if is_hard {
+            for (key, entry) in &meant {
+                self.memory.remove(key, entry);
+            }
+        }
+        meant
+    }
+
     /// Waits until what was kept so far is on disk.
-    pub async fn flush(&self) {
+    #[cfg(test)]
+    pub(crate) async fn flush(&self) {
         if let Some(disk) = &self.disk {
             disk.flush().await;
         }

@@ -200,6 +200,15 @@ pub fn detached_value(value: &HeaderValue) -> HeaderValue {
     copy
 }
 
+/// Whether a `Content-Type` is `application/json` or `application/<something>+json`, with or without parameters.
+pub fn is_json(content_type: Option<&HeaderValue>) -> bool {
+    let essence = content_type.and_then(|value| value.as_bytes().split(|byte| *byte == b';').next());
+    essence.map(<[u8]>::trim_ascii).is_some_and(|essence| {
+        essence.eq_ignore_ascii_case(b"application/json")
+            || essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json")
+    })
+}
+
 /// Whether a request id may be taken over: 1 to 128 visible ASCII characters.
 pub fn is_valid_request_id(id: &[u8]) -> bool {
     (1..=LONGEST_REQUEST_ID).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)

@@ -121,7 +121,7 @@ fn rewrite(response: Response<Body>, bases: &Arc<Bases>, is_download: bool) -> R
         parts.headers.insert(header::LOCATION, location);
     }
     // A document is what somebody uploaded, JSON or not: its bytes are not ours to change.
-    if is_download || !is_json(parts.headers.get(header::CONTENT_TYPE)) {
+    if is_download || !headers::is_json(parts.headers.get(header::CONTENT_TYPE)) {
         return Response::from_parts(parts, body);
     }
     if parts.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
@@ -139,17 +139,6 @@ fn rewrite(response: Response<Body>, bases: &Arc<Bases>, is_download: bool) -> R
         Body::new(RewrittenBody { inner: body, rewriter, ready: VecDeque::new(), trailers: None })
     };
     Response::from_parts(parts, body)
-}
-
-/// `application/json` and `application/<something>+json`, with or without parameters.
-fn is_json(content_type: Option<&HeaderValue>) -> bool {
-    let Some(essence) = content_type.and_then(|value| value.as_bytes().split(|byte| *byte == b';').next())
-    else {
-        return false;
-    };
-    let essence = essence.trim_ascii();
-    essence.eq_ignore_ascii_case(b"application/json")
-        || (essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case(b"+json"))
 }
 
 // === impl RewrittenBody ===
@@ -203,25 +192,5 @@ impl HttpBody for RewrittenBody {
 
     fn is_end_stream(&self) -> bool {
         self.rewriter.is_none() && self.ready.is_empty() && self.trailers.is_none()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn json_is_told_by_its_media_type() {
-        for (text, is) in [
-            ("application/json", true),
-            ("application/JSON; charset=utf-8", true),
-            ("application/problem+json", true),
-            ("application/jsonl", false),
-            ("text/html", false),
-            ("+json", false),
-        ] {
-            assert_eq!(is_json(Some(&HeaderValue::from_static(text))), is, "{text}");
-        }
-        assert!(!is_json(None));
     }
 }

@@ -1,7 +1,7 @@
 //! Pure. What lies where in the log, and what goes when it is full.
 //!
-//! One slot a copy, about 150 bytes, at most [`MAX_COPIES`]: small enough to stay in memory whole, so that asking for
-//! what is not there never touches the disk. A segment is given up as a whole, the oldest first; what was used of late
+//! One slot a copy, with its places in the maps about 300 bytes, at most [`MAX_COPIES`]: small enough to stay in memory
+//! whole, so that asking for what is not there never touches the disk. A segment is given up as a whole, the oldest first; what was used of late
 //! in it is carried over to the end of the log ([`Index::carried`]), the rest is forgotten.
 
 use super::record::{Header, Id, Kind, Place};
@@ -39,7 +39,7 @@ pub(crate) struct Note {
     pub(crate) print: u64,
     /// Number of the invalidation before it was asked for.
     pub(crate) began: u64,
-    /// When, in milliseconds since the start.
+    /// When it was confirmed, in milliseconds since the start.
     pub(crate) at: u64,
 }
 
@@ -52,19 +52,10 @@ pub(crate) struct Index {
     known: HashMap<u64, u32, Places>,
     /// Which copies have a part in a segment.
     parts: BTreeSet<(u64, Id)>,
-    /// Live bytes by segment.
-    live: BTreeMap<u64, u64>,
     live_bytes: u64,
     uses: u64,
-    /// The newest time of any record.
+    /// The newest time of any copy at the start. What this process writes does not count: of that it knows the age.
     newest: i64,
-}
-
-/// What is carried over when a segment is given up.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Carried {
-    pub(crate) kept: Vec<Id>,
-    pub(crate) dropped: Vec<Id>,
 }
 
 /// The first bytes of a key, or of an id, which begins with its key.
@@ -121,6 +112,19 @@ impl Index {
         }
     }
 
+    /// A copy, which is used by that.
+    pub(crate) fn used(&mut self, id: &Id) -> Option<&Slot> {
+        let slot = self.slots.get_mut(id)?;
+        self.uses += 1;
+        slot.used = self.uses;
+        Some(slot)
+    }
+
+    /// Whether a copy is on disk and not to be served any more.
+    pub(crate) fn is_gone(&self, id: &Id) -> bool {
+        self.slots.get(id).is_some_and(|slot| slot.is_gone)
+    }
+
     /// The variants of a key, which are used by that.
     pub(crate) fn variants(&mut self, key: &[u8; 32]) -> Vec<(Id, Slot)> {
         let uses = &mut self.uses;
@@ -143,7 +147,6 @@ impl Index {
 
     /// A record was found, or written, at this place.
     pub(crate) fn apply(&mut self, header: &Header, segment: u64, offset: u64) {
-        self.newest = self.newest.max(header.at);
         let body = match header.kind {
             Kind::Delete => {
                 self.remove(&header.id);
@@ -159,11 +162,11 @@ impl Index {
                 _ => return,
             },
         };
-        let used = match self.remove(&header.id) {
-            Some(old) => old.used,
-            None => self.uses + 1,
-        };
+        let old = self.remove(&header.id);
+        let used = old.map_or(self.uses + 1, |old| old.used);
         self.uses = self.uses.max(used);
+        // The same copy at another place is known as well as before, and forgotten as much.
+        let same = old.filter(|old| old.stamp == header.stamp);
         let slot = Slot {
             partition: header.partition,
             stamp: header.stamp,
@@ -172,11 +175,10 @@ impl Index {
             head: header.head,
             body,
             used,
-            note: None,
-            is_gone: false,
+            note: same.and_then(|old| old.note),
+            is_gone: same.is_some_and(|old| old.is_gone),
         };
         for part in slot.parts() {
-            *self.live.entry(part.segment).or_default() += u64::from(part.length);
             self.parts.insert((part.segment, header.id));
         }
         self.live_bytes += slot.bytes();
@@ -194,33 +196,27 @@ impl Index {
         }
         for part in slot.parts() {
             self.parts.remove(&(part.segment, *id));
-            if let Some(live) = self.live.get_mut(&part.segment) {
-                *live = live.saturating_sub(u64::from(part.length));
-            }
         }
         self.live_bytes -= slot.bytes();
         Some(slot)
     }
 
-    /// What to carry over when a segment is given up: what was used last, up to so many bytes. All that has a part
-    /// in it is named.
-    pub(crate) fn carried(&self, segment: u64, limit: u64) -> Carried {
+    /// What to carry over when a segment is given up: what was used last, up to so many bytes.
+    pub(crate) fn carried(&self, segment: u64, limit: u64) -> Vec<Id> {
         // Not all copies are looked at: readers wait for the lock meanwhile.
-        let mut here: Vec<(&Id, &Slot)> = self
-            .parts
-            .range((segment, Id([0; 24]))..=(segment, Id([0xff; 24])))
-            .filter_map(|(_, id)| Some((id, self.slots.get(id)?)))
-            .collect();
+        let here = self.with_part_in(segment).filter_map(|id| Some((id, self.slots.get(&id)?)));
+        let mut here: Vec<(Id, &Slot)> = here.filter(|(_, slot)| !slot.is_gone).collect();
         here.sort_unstable_by_key(|(_, slot)| std::cmp::Reverse(slot.used));
-        let mut carried = Carried::default();
         let mut bytes = 0;
-        for (id, slot) in here {
-            if !slot.is_gone {
-                bytes += slot.bytes();
-            }
-            if bytes <= limit && !slot.is_gone { carried.kept.push(*id) } else { carried.dropped.push(*id) }
-        }
-        carried
+        let fitting = here.into_iter().take_while(|(_, slot)| {
+            bytes += slot.bytes();
+            bytes <= limit
+        });
+        fitting.map(|(id, _)| id).collect()
+    }
+
+    fn with_part_in(&self, segment: u64) -> impl Iterator<Item = Id> {
+        self.parts.range((segment, Id([0; 24]))..=(segment, Id([0xff; 24]))).map(|(_, id)| *id)
     }
 
     /// Those that go because there are too many: an eighth of all, so that it is done seldom.
@@ -237,10 +233,10 @@ impl Index {
 
     /// A segment is gone, with all that has a part in it.
     pub(crate) fn forget_segment(&mut self, segment: u64) {
-        for id in self.carried(segment, 0).dropped {
+        let here: Vec<Id> = self.with_part_in(segment).collect();
+        for id in here {
             self.remove(&id);
         }
-        self.live.remove(&segment);
     }
 
     /// What was written of a copy, to notice when the same is to be written again.
@@ -260,6 +256,7 @@ impl Index {
             }
         }
         self.uses = all.len() as u64;
+        self.newest = all.last().map_or(i64::MIN, |(at, _)| *at);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -312,19 +309,18 @@ mod tests {
         assert_eq!(index.live_bytes(), 2 * alone() + 1500);
         let slot = *index.get(&Id::first(&key(1))).unwrap();
         assert_eq!((slot.record.segment, slot.body.segment, slot.body.offset), (2, 1, alone()));
-        assert_eq!((index.live[&1], index.live[&2]), (alone() + 1500, alone()));
         // A renewal of a body that was replaced meanwhile means nothing.
         index.apply(&header(Kind::Put, 1, 9, 10), 2, 500);
         index.apply(&header(Kind::Renew, 1, 7, 0), 2, 900);
         assert_eq!(index.get(&Id::first(&key(1))).unwrap().stamp, 9);
         index.apply(&header(Kind::Delete, 1, 0, 0), 2, 1200);
         index.apply(&header(Kind::Delete, 2, 0, 0), 2, 1300);
-        assert_eq!((index.live_bytes(), index.len(), index.live[&1], index.live[&2]), (0, 0, 0, 0));
+        assert_eq!((index.live_bytes(), index.len()), (0, 0));
         assert!(index.parts.is_empty());
     }
 
     #[test]
-    fn what_was_used_last_is_carried_over_and_all_else_is_named() {
+    fn what_was_used_last_is_carried_over_and_all_else_goes() {
         let mut index = Index::default();
         for number in 1..=4 {
             index.apply(&header(Kind::Put, number, 1, 100), 1, u64::from(number) * 1000);
@@ -334,8 +330,25 @@ mod tests {
         index.apply(&header(Kind::Renew, 4, 1, 0), 2, 1000);
         index.variants(&key(2));
         let carried = index.carried(1, 2 * (alone() + 100));
-        assert_eq!(carried.kept, [Id::first(&key(2)), Id::first(&key(4))]);
-        assert_eq!(carried.dropped, [Id::first(&key(3)), Id::first(&key(1))]);
+        assert_eq!(carried, [Id::first(&key(2)), Id::first(&key(4))]);
+        index.used(&Id::first(&key(1)));
+        index.forget(&Id::first(&key(2)));
+        assert_eq!(index.carried(1, 2 * (alone() + 100)), [Id::first(&key(1)), Id::first(&key(4))]);
+        index.forget_segment(1);
+        assert_eq!((index.len(), index.has(&key(5))), (1, true));
+    }
+
+    #[test]
+    fn a_copy_that_is_moved_stays_what_it_was() {
+        let mut index = Index::default();
+        let (id, note) = (Id::first(&key(1)), Note { print: 1, began: 2, at: 3 });
+        index.apply(&header(Kind::Put, 1, 7, 100), 1, 0);
+        index.note(&id, note);
+        index.forget(&id);
+        index.apply(&header(Kind::Put, 1, 7, 100), 2, 0);
+        assert_eq!((index.get(&id).unwrap().note, index.is_gone(&id)), (Some(note), true));
+        index.apply(&header(Kind::Put, 1, 8, 100), 2, 500);
+        assert_eq!((index.get(&id).unwrap().note, index.is_gone(&id)), (None, false));
     }
 
     #[test]

@@ -14,8 +14,9 @@
 //! - A record that cannot be read, for whatever reason, is a miss. Behind a header that makes no sense the rest of its
 //!   segment is not read; the other segments are.
 //! - A write that fails is cut off again and ends the segment; nothing is ever appended behind bytes that are unknown.
+//!   A start goes on in the last segment when it could be read to its end.
 
-use super::index::{Carried, Index, Slot};
+use super::index::{Index, Slot};
 use super::record::{HEADER, Head, Header, Id, Kind, MAX_HEAD, Place};
 use crate::ids::PartitionId;
 use crate::store::{DataLock, Io, Keys, OpenError, Seals, Step, fs};
@@ -196,6 +197,7 @@ impl Log {
     fn find(&mut self) -> io::Result<HashMap<Id, PartitionId>> {
         let mut surplus = HashMap::new();
         for number in numbers(&self.dir)? {
+            self.current = None;
             self.next = self.next.max(number.saturating_add(1));
             let path = self.path(number);
             match File::options().read(true).write(true).open(&path).and_then(|file| {
@@ -207,8 +209,12 @@ impl Log {
                     let _ = std::fs::remove_file(&path);
                 }
                 Ok((file, bytes)) => {
-                    if let Err(error) = self.read_headers(number, &file, bytes, &mut surplus) {
-                        tracing::warn!(path = %path.display(), %error, "a part of the cache on disk cannot be read");
+                    match self.read_headers(number, &file, bytes, &mut surplus) {
+                        // What comes goes on here, if it is the last one: or each start would begin a file.
+                        Ok(end) => self.current = (end == bytes).then_some(number),
+                        Err(error) => {
+                            tracing::warn!(path = %path.display(), %error, "a part of the cache on disk cannot be read");
+                        }
                     }
                     let file = Arc::new(file);
                     self.bytes += bytes;
@@ -226,13 +232,14 @@ impl Log {
         Ok(surplus)
     }
 
+    /// Gives where the last record that makes sense ends.
     fn read_headers(
         &mut self,
         number: u64,
         file: &File,
         bytes: u64,
         surplus: &mut HashMap<Id, PartitionId>,
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         let mut reader = BufReader::with_capacity(64 * 1024, file);
         let mut offset = 0;
         let mut buffer = [0; HEADER];
@@ -244,7 +251,7 @@ impl Log {
                     path = %self.path(number).display(), offset, bytes,
                     "a part of the cache on disk is damaged; what is behind it there is lost"
                 );
-                return Ok(());
+                return Ok(offset);
             };
             let mut table = self.table();
             table.index.apply(&header, number, offset);
@@ -258,7 +265,7 @@ impl Log {
             offset += header.whole();
             reader.seek_relative((header.whole() - HEADER as u64).cast_signed())?;
         }
-        Ok(())
+        Ok(offset)
     }
 
     /// Bytes of all files.
@@ -463,7 +470,7 @@ impl Log {
             // The only one: nothing can be carried to itself.
             return self.give_up(number);
         }
-        let Carried { kept, .. } = self.table().index.carried(number, limit);
+        let kept = self.table().index.carried(number, limit);
         for id in &kept {
             let handle = self.table().handle(*id, &self.seals);
             // What cannot be read goes with the segment.

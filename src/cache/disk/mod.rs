@@ -6,8 +6,9 @@
 //! time, at most every 30 s. Whether something is there is answered from memory ([`Disk::has`]); only then is the
 //! disk read.
 //!
-//! A read has no time limit here, so who is on the way of a request sets one. However many ask for a key, it is read
-//! once, and at most [`READS`] keys are read at once: a disk that stands still holds so many threads and no more.
+//! A read has no time limit here, so who is on the way of a request sets one. Of those who ask for a key at the same
+//! time one reads it, and should he lose patience the next one; at most [`READS`] keys are read at once: a disk that
+//! stands still holds so many threads and no more.
 //!
 //! Invariants:
 //! - What was forgotten is not given any more from that moment on, however long its deletion takes to be written.
@@ -29,7 +30,7 @@ pub(crate) mod record;
 mod tests;
 
 use super::entry::{About, Entry};
-use super::invalidate::Moment;
+use super::invalidate::{self, Moment};
 use super::key::Key;
 use super::policy::Facts;
 use crate::clock::Clock;
@@ -39,7 +40,7 @@ use crate::task::Tasks;
 use crate::telemetry::{Metrics, ResultLabels};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use index::Note;
+use index::{Note, Slot};
 use jiff::Timestamp;
 use log::{Handle, Log, LogError, Table, Write, Written};
 use pending::{Change, Offered, Pace, Pending};
@@ -77,6 +78,8 @@ pub(crate) struct Disk {
     /// Names this process in what it writes.
     run: u64,
     started: Instant,
+    /// The same by the wall clock, in microseconds.
+    began_at: i64,
     seed: [u64; 2],
     // Whoever holds more than one of these locks took them in this order; the table's comes last.
     reading: Mutex<Reading>,
@@ -218,6 +221,7 @@ enum Reading {
 
 enum Command {
     Purge(Which, bool, oneshot::Sender<Result<Vec<Listed>, String>>),
+    #[cfg(test)]
     Flush(oneshot::Sender<()>),
 }
 
@@ -250,6 +254,8 @@ struct Writer {
 
 /// Keys whose deletion is remembered while there is no log.
 const FORGOTTEN: usize = 16_384;
+/// Bytes of a deletion that waits, as they are counted.
+const DELETION: usize = 64;
 /// Keys that are read at once.
 const READS: usize = 16;
 /// What the writer gathers before it writes.
@@ -262,6 +268,8 @@ const REOPEN: Duration = Duration::from_secs(60);
 const REST: Duration = Duration::from_secs(10);
 /// How seldom the time of an unchanged copy is renewed.
 const RENEW: u64 = 30_000;
+/// So far apart two clocks may run before one of them counts as set.
+const APART: Duration = Duration::from_secs(1);
 /// The reasons of `seawall_cache_disk_dropped_total`.
 const REASONS: [&str; 6] = ["full", "space", "too-large", "undecodable", "failed", "off"];
 
@@ -276,6 +284,7 @@ impl Disk {
             clock,
             run: fastrand::u64(1..),
             started: Instant::now(),
+            began_at: clock.now().as_microsecond(),
             seed: [fastrand::u64(..) | 1, fastrand::u64(..) | 1],
             reading: Mutex::new(Reading::Nothing(HashSet::new())),
             pending: Mutex::default(),
@@ -321,6 +330,9 @@ impl Disk {
 
     /// A copy is not to be on disk any more. Never waits.
     pub(crate) fn forget(&self, key: &Key, entry: &Entry) {
+        if let Reading::Nothing(forgotten) = &mut *lock(&self.reading) {
+            self.remember(forgotten, key);
+        }
         self.delete(&[Id::of(&key.0, entry.selecting())]);
     }
 
@@ -328,13 +340,19 @@ impl Disk {
     pub(crate) fn forget_all(&self, key: &Key) {
         let mut ids = lock(&self.pending).ids(&key.0);
         match &mut *lock(&self.reading) {
-            Reading::Nothing(forgotten) if forgotten.len() < FORGOTTEN => {
-                forgotten.insert(*key);
-            }
-            Reading::Nothing(_) => self.counters.drop("full"),
+            Reading::Nothing(forgotten) => self.remember(forgotten, key),
             Reading::From(table, _) => ids.extend(lock(table).index.ids(&key.0)),
         }
         self.delete(&ids);
+    }
+
+    /// What is there of a key is not to be read when there is a log.
+    fn remember(&self, forgotten: &mut HashSet<Key>, key: &Key) {
+        if forgotten.len() < FORGOTTEN {
+            forgotten.insert(*key);
+        } else {
+            self.counters.drop("full");
+        }
     }
 
     fn delete(&self, ids: &[Id]) {
@@ -343,7 +361,7 @@ impl Disk {
         }
         // In this order: what is being written meanwhile looks for its deletion when it is done.
         for id in ids {
-            self.offer(*id, Change::Delete, 64);
+            self.offer(*id, Change::Delete, DELETION);
         }
         if let Reading::From(table, _) = &*lock(&self.reading) {
             let mut table = lock(table);
@@ -361,6 +379,34 @@ impl Disk {
         }
     }
 
+    /// A copy could not be written, or its deletion: when what is on disk of it was forgotten, that is still to be
+    /// deleted.
+    fn delete_yet(&self, id: Id) {
+        if let Reading::From(table, _) = &*lock(&self.reading) {
+            let mut pending = lock(&self.pending);
+            if pending.get(&id).is_none() && lock(table).index.is_gone(&id) {
+                pending.offer(id, Change::Delete, DELETION);
+            }
+        }
+    }
+
+    /// No copies are written at present: those that wait go. What they were to replace on disk is deleted if it was
+    /// forgotten.
+    fn drop_copies(&self, reason: &'static str) {
+        let reading = lock(&self.reading);
+        let mut pending = lock(&self.pending);
+        let dropped = match &*reading {
+            Reading::Nothing(_) => pending.drop_copies(|_| false),
+            Reading::From(table, _) => {
+                let table = lock(table);
+                pending.drop_copies(|id| table.index.is_gone(id))
+            }
+        };
+        for _ in 0..dropped {
+            self.counters.drop(reason);
+        }
+    }
+
     /// There is a log. What was forgotten before is forgotten in it before anybody reads it.
     fn read_from(&self, table: Arc<Mutex<Table>>, seals: Arc<Seals>) {
         let mut reading = lock(&self.reading);
@@ -369,11 +415,11 @@ impl Disk {
             let index = &mut lock(&table).index;
             let ids: Vec<Id> = forgotten.iter().flat_map(|key| index.ids(&key.0)).collect();
             for id in ids {
-                // What waits came later.
+                // What waits came later, and replaces it.
                 if pending.get(&id).is_none() {
-                    pending.offer(id, Change::Delete, 64);
-                    index.forget(&id);
+                    pending.offer(id, Change::Delete, DELETION);
                 }
+                index.forget(&id);
             }
             for id in pending.deletions() {
                 index.forget(id);
@@ -454,7 +500,7 @@ impl Disk {
             Reading::Nothing(_) => false,
             Reading::From(table, _) => match lock(&self.pending).get(&restored.id) {
                 Some(Change::Delete) => false,
-                Some(Change::Put(_)) => restored.stamp.is_none(),
+                Some(Change::Put(kept)) => restored.stamp.is_none() && restored.at == kept.entry.confirmed.at,
                 None => lock(table).index.get(&restored.id).is_some_and(|slot| {
                     !slot.is_gone && restored.stamp.is_none_or(|stamp| stamp == slot.stamp)
                 }),
@@ -476,7 +522,7 @@ impl Disk {
                 selecting: head.selecting()?,
                 body: Bytes::from(body),
                 facts,
-                at: record::confirmed(handle.slot.at, newest, self.clock.now()),
+                at: self.confirmed(&handle.slot, head.run == self.run, newest),
                 began: Moment::of(head.began),
                 is_own: head.run == self.run,
                 id: handle.id,
@@ -513,6 +559,7 @@ impl Disk {
     }
 
     /// Waits until what was offered so far is on disk, whatever the pace.
+    #[cfg(test)]
     pub(crate) async fn flush(&self) {
         let (answer, answered) = oneshot::channel();
         if self.commands.send(Command::Flush(answer)).await.is_ok() {
@@ -524,73 +571,63 @@ impl Disk {
     pub(crate) async fn list(self: &Arc<Self>, after: Option<&str>, limit: usize) -> Vec<Listed> {
         let after = after.and_then(|after| after.parse::<Id>().ok());
         let this = self.clone();
-        let work = move || this.listed(after, limit, &mut |_| true);
+        let work = move || {
+            let mut found = Vec::new();
+            this.each(after, &mut |_, listed| {
+                found.extend(listed);
+                found.len() < limit
+            });
+            found
+        };
         tokio::task::spawn_blocking(work).await.unwrap_or_default()
     }
 
-    /// Shows all copies that there are to somebody, and gives back what that made of them.
+    /// Shows all copies that there are to somebody, and gives back what that made of them. Counts as a key that is
+    /// read.
     pub(crate) async fn survey<T: Default + Send + 'static>(
         self: &Arc<Self>,
         mut look: impl FnMut(&mut T, &Listed) + Send + 'static,
     ) -> T {
+        let Ok(permit) = self.reads.clone().acquire_owned().await else { return T::default() };
         let this = self.clone();
         let work = move || {
+            let _permit = permit;
             let mut seen = T::default();
-            this.listed(None, usize::MAX, &mut |listed| {
-                look(&mut seen, listed);
-                false
+            this.each(None, &mut |_, listed| {
+                if let Some(listed) = &listed {
+                    look(&mut seen, listed);
+                }
+                true
             });
             seen
         };
         tokio::task::spawn_blocking(work).await.unwrap_or_default()
     }
 
-    /// Blocks.
-    fn listed(
-        &self,
-        after: Option<Id>,
-        limit: usize,
-        is_meant: &mut dyn FnMut(&Listed) -> bool,
-    ) -> Vec<Listed> {
+    /// Shows the copies on disk, in the order of their ids, until it is told that this is enough. `None`: one that
+    /// cannot be read, or was forgotten. Blocks.
+    fn each(&self, after: Option<Id>, is_more: &mut dyn FnMut(&Handle, Option<Listed>) -> bool) {
         const STEP: usize = 256;
-        let mut found = Vec::new();
         let mut last = after;
-        while found.len() < limit {
+        loop {
             let handles: Vec<Handle> = match &*lock(&self.reading) {
-                Reading::Nothing(_) => return found,
+                Reading::Nothing(_) => return,
                 Reading::From(table, seals) => {
                     let table = lock(table);
                     let ids: Vec<Id> = table.index.after(last).take(STEP).map(|(id, _)| *id).collect();
                     ids.into_iter().filter_map(|id| table.handle(id, seals)).collect()
                 }
             };
-            let Some(end) = handles.last() else { break };
+            let Some(end) = handles.last() else { return };
             last = Some(end.id);
             let now = self.clock.now();
-            for handle in handles {
-                let Some(head) = handle.head() else { continue };
-                let Some(key) = record::unhex(&head.key) else { continue };
-                let at = Timestamp::from_microsecond(handle.slot.at).unwrap_or(Timestamp::UNIX_EPOCH);
-                let listed = Listed {
-                    id: handle.id.to_string(),
-                    status: head.status().map_or(0, |status| status.as_u16()),
-                    path: head.path,
-                    tag: head.tag,
-                    partition: handle.slot.partition,
-                    confirmed_at: at.to_string(),
-                    age_seconds: crate::clock::since(now, at).as_secs(),
-                    bytes: handle.slot.bytes(),
-                    key,
-                };
-                if is_meant(&listed) {
-                    found.push(listed);
-                    if found.len() == limit {
-                        break;
-                    }
+            for handle in &handles {
+                let head = if handle.slot.is_gone { None } else { handle.head() };
+                if !is_more(handle, head.and_then(|head| Listed::of(handle, head, now))) {
+                    return;
                 }
             }
         }
-        found
     }
 
     pub(crate) fn stats(&self) -> DiskStats {
@@ -641,11 +678,26 @@ impl Disk {
         mix(hash ^ self.seed[0], self.seed[1])
     }
 
-    fn millis(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    /// When a copy was confirmed. A wall clock that was set since does not make it younger, nor older if this process
+    /// wrote it.
+    fn confirmed(&self, slot: &Slot, is_own: bool, newest: i64) -> Timestamp {
+        let now = self.clock.now();
+        if let Some(note) = slot.note.filter(|_| is_own) {
+            // A clock that cannot be set tells how long ago that was.
+            let age = self.started.elapsed().saturating_sub(Duration::from_millis(note.at));
+            let told = record::at(slot.at);
+            return if crate::clock::since(now, told) + APART < age {
+                crate::clock::before(now, age)
+            } else {
+                told
+            };
+        }
+        let run = self.started.elapsed().saturating_sub(APART);
+        let run = i64::try_from(run.as_micros()).unwrap_or(i64::MAX);
+        record::confirmed(slot.at, newest.max(self.began_at).saturating_add(run), now)
     }
 
-    /// Writes what was taken. Blocks. Gives the log back, and whether the disk did as it was told.
+    /// Writes what was taken. Blocks. Gives whether the disk did as it was told.
     fn write(&self, log: &mut Log, changes: Vec<(Id, Change<Kept>)>) -> bool {
         let mut is_well = true;
         for (id, change) in changes {
@@ -654,10 +706,14 @@ impl Disk {
                 Change::Put(kept) => self.put(log, id, &kept).map(Some),
             };
             match result {
-                Ok(Some(Written::TooLarge)) => self.counters.drop("too-large"),
+                Ok(Some(Written::TooLarge)) => {
+                    self.counters.drop("too-large");
+                    self.delete_yet(id);
+                }
                 Ok(_) => {}
                 Err(error) => {
                     self.counters.drop("failed");
+                    self.delete_yet(id);
                     if is_well {
                         tracing::warn!(%error, "the cache cannot write to its disk");
                     }
@@ -676,11 +732,12 @@ impl Disk {
     fn put(&self, log: &mut Log, id: Id, kept: &Kept) -> std::io::Result<Written> {
         let Kept { key, entry } = kept;
         let began = entry.began.number();
-        let note = Note { print: self.print(&entry.body), began, at: self.millis() };
+        let at = entry.confirmed.monotonic.saturating_duration_since(self.started);
+        let note = Note { print: self.print(&entry.body), began, at: millis(at) };
         let before = match &*lock(&self.reading) {
             Reading::Nothing(_) => None,
             Reading::From(table, _) => {
-                lock(table).index.get(&id).filter(|slot| !slot.is_gone).and_then(|slot| slot.note)
+                lock(table).index.used(&id).filter(|slot| !slot.is_gone).and_then(|slot| slot.note)
             }
         };
         let is_same = before.is_some_and(|before| before.print == note.print);
@@ -759,6 +816,25 @@ impl Restored {
     }
 }
 
+// === impl Listed ===
+
+impl Listed {
+    fn of(handle: &Handle, head: Head, now: Timestamp) -> Option<Self> {
+        let at = record::at(handle.slot.at);
+        Some(Self {
+            id: handle.id.to_string(),
+            key: record::unhex(&head.key)?,
+            status: head.status().map_or(0, |status| status.as_u16()),
+            path: head.path,
+            tag: head.tag,
+            partition: handle.slot.partition,
+            confirmed_at: at.to_string(),
+            age_seconds: crate::clock::since(now, at).as_secs(),
+            bytes: handle.slot.bytes(),
+        })
+    }
+}
+
 // === impl Finding ===
 
 impl<'a> Finding<'a> {
@@ -793,6 +869,15 @@ impl Which {
         self.means_those(&listed.path, &listed.tag, listed.partition)
     }
 
+    /// Whether it may mean a copy of which nothing more is known.
+    fn may_mean(&self, id: &Id, partition: PartitionId) -> bool {
+        match self {
+            Self::Id(wanted) => id.to_string() == *wanted,
+            Self::Partition(wanted) => partition == *wanted,
+            Self::Path(_) | Self::Prefix(_) | Self::Tag(_) | Self::All => true,
+        }
+    }
+
     /// Whether it means a copy in memory.
     pub(crate) fn means_entry(&self, key: &Key, entry: &Entry) -> bool {
         if let Self::Id(id) = self {
@@ -805,17 +890,13 @@ impl Which {
     fn means_those(&self, path: &str, tag: &str, partition: PartitionId) -> bool {
         match self {
             Self::Id(_) => false,
-            Self::Path(wanted) => without_query(path) == without_query(wanted),
+            Self::Path(wanted) => invalidate::resource(path) == invalidate::resource(wanted),
             Self::Prefix(prefix) => path.starts_with(prefix.as_str()),
             Self::Tag(wanted) => tag == wanted,
             Self::Partition(wanted) => partition == *wanted,
             Self::All => true,
         }
     }
-}
-
-fn without_query(path: &str) -> &str {
-    path.split('?').next().unwrap_or_default()
 }
 
 // === impl Writer ===
@@ -849,6 +930,7 @@ impl Writer {
 
     async fn obey(&mut self, command: Command) {
         match command {
+            #[cfg(test)]
             Command::Flush(answer) => {
                 self.write(true).await;
                 let _ = answer.send(());
@@ -890,11 +972,17 @@ impl Writer {
     }
 
     fn shut(&mut self, why: &str) {
-        *lock(&self.disk.reading) = Reading::Nothing(HashSet::new());
+        self.disk.drop_copies("off");
+        {
+            let mut reading = lock(&self.disk.reading);
+            // What was forgotten since there is no log stays so, however often none can be opened.
+            if matches!(*reading, Reading::From(..)) {
+                *reading = Reading::Nothing(HashSet::new());
+            }
+        }
         self.log = None;
         self.disk.counters.up.set(0);
         self.disk.counters.disk.store(0, Ordering::Relaxed);
-        lock(&self.disk.pending).retain(|_, change| matches!(change, Change::Delete));
         self.disk.phase.send_replace(Phase::Off(why.into()));
     }
 
@@ -987,36 +1075,24 @@ impl Writer {
             self.look().await;
         }
         loop {
-            if self.log.is_none() {
-                // What was deleted may still be there when there is a log again.
-                lock(&self.disk.pending).retain(|_, change| matches!(change, Change::Delete));
+            let is_resting = self.rests_until.is_some_and(|until| now < until);
+            let why_not = [(self.log.is_none(), "off"), (self.is_low, "space"), (is_resting, "failed")];
+            if let Some((_, reason)) = why_not.into_iter().find(|(is_so, _)| *is_so) {
+                self.disk.drop_copies(reason);
+            }
+            // What was deleted waits: it may still be there when there is a log again, or one that can be written.
+            if self.log.is_none() || is_resting && !is_all {
                 return;
             }
             let changes = lock(&self.disk.pending).take(&mut self.pace);
             if changes.is_empty() && !(is_all && lock(&self.disk.pending).len() > 0) {
                 return;
             }
-            let is_resting = self.rests_until.is_some_and(|until| now < until);
-            let changes: Vec<_> = if self.is_low || is_resting {
-                let reason = if self.is_low { "space" } else { "failed" };
-                changes
-                    .into_iter()
-                    .filter(|(_, change)| {
-                        let is_deletion = matches!(change, Change::Delete);
-                        if !is_deletion {
-                            self.disk.counters.drop(reason);
-                        }
-                        is_deletion
-                    })
-                    .collect()
-            } else {
-                changes
-            };
             let is_well = self.with_log(move |disk, log| disk.write(log, changes)).await;
             if is_well == Some(false) {
                 self.rests_until = Some(now + REST);
             }
-            if !is_all {
+            if !is_all || is_well != Some(true) {
                 return;
             }
             self.pace = Pace::new();
@@ -1038,17 +1114,27 @@ impl Writer {
         }
         let purged = self
             .with_log(move |disk, log| {
-                let found = disk.listed(None, usize::MAX, &mut |listed| which.means(listed));
+                let (mut found, mut ids) = (Vec::new(), Vec::new());
+                disk.each(None, &mut |handle, listed| {
+                    // What cannot be read now may be meant, and be read another time.
+                    let is_meant = match &listed {
+                        Some(listed) => which.means(listed),
+                        None => which.may_mean(&handle.id, handle.slot.partition),
+                    };
+                    if is_meant {
+                        found.extend(listed);
+                        ids.push(handle.id);
+                    }
+                    true
+                });
                 if is_dry {
                     return Ok(found);
                 }
                 if which == Which::All {
                     log.clear()?;
                 } else {
-                    for listed in &found {
-                        if let Ok(id) = listed.id.parse::<Id>() {
-                            log.delete(&id)?;
-                        }
+                    for id in &ids {
+                        log.delete(id)?;
                     }
                     log.sync()?;
                 }
@@ -1111,6 +1197,10 @@ impl Counters {
             self.dropped[at].inc();
         }
     }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -134,6 +134,24 @@ impl<T> Pending<T> {
         self.of(key).map(|(id, _)| *id).chain(taken).collect()
     }
 
+    /// Forgets the copies, but for the deletion of what they were to replace, where that must go. Gives how many.
+    pub(crate) fn drop_copies(&mut self, must_go: impl Fn(&Id) -> bool) -> usize {
+        let mut dropped = 0;
+        for (id, (change, bytes)) in &mut self.changes {
+            if matches!(change, Change::Put(_)) {
+                dropped += 1;
+                if must_go(id) {
+                    self.bytes -= std::mem::take(bytes);
+                    *change = Change::Delete;
+                }
+            }
+        }
+        if dropped > 0 {
+            self.retain(|_, change| matches!(change, Change::Delete));
+        }
+        dropped
+    }
+
     /// Forgets what is not wanted any more.
     pub(crate) fn retain(&mut self, mut is_kept: impl FnMut(&Id, &Change<T>) -> bool) {
         let Self { changes, order, bytes, .. } = self;

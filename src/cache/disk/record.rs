@@ -349,14 +349,19 @@ impl Head {
     }
 }
 
-/// When a copy was confirmed.
+/// When a copy of another process was confirmed.
 ///
-/// A wall clock that went back since would make it younger than it is, or of the future. The newest time that the log
-/// knows was the clock's reading before: by that, it is at least so much older than now.
+/// A wall clock that went back since would make it younger than it is, or of the future. `newest` is what the clock
+/// would show by the newest time in the log and the time since: by that, it is at least so much older than now.
 pub(crate) fn confirmed(at: i64, newest: i64, now: Timestamp) -> Timestamp {
     let at_least =
         if newest > now.as_microsecond() { now.as_microsecond() - (newest - at).max(0) } else { at };
-    Timestamp::from_microsecond(at_least.min(at)).unwrap_or(Timestamp::UNIX_EPOCH)
+    self::at(at_least.min(at))
+}
+
+/// From microseconds.
+pub(crate) fn at(micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(micros).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 fn millis(span: Duration) -> u64 {

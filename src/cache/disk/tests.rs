@@ -155,7 +155,7 @@ impl Tier {
         found.first().cloned()
     }
 
-    /// As a kill would: nothing is written any more.
+    /// As the end of the process does: what waits is written.
     async fn stop(self) {
         assert!(self.tasks.stop(Duration::from_secs(60)).await);
     }
@@ -270,6 +270,19 @@ async fn what_was_forgotten_is_not_given_any_more_before_that_is_written() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_waits_and_is_replaced_does_not_hold_any_more() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    tier.keep(1, body(2, 100));
+    let waiting = tier.one(1).await.unwrap();
+    assert!(waiting.body == body(2, 100) && tier.disk.holds(&waiting));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    tier.keep(1, body(3, 100));
+    assert!(!tier.disk.holds(&waiting));
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_write_of_a_copy_is_on_disk_within_a_second() {
     let world = world(64 << 20);
     let tier = world.start().await;
@@ -374,12 +387,24 @@ async fn what_does_not_fit_goes_and_what_is_used_stays() {
     tier.disk.flush().await;
     assert!(world.bytes() <= 8 << 20);
     assert!(tier.one(999).await.is_some() && tier.one(500).await.is_none());
+    // What is kept over and over is used, though it is never read from disk.
+    for number in 2000..3000 {
+        if number % 50 == 0 {
+            tier.disk.flush().await;
+            assert!(number == 2000 || tier.disk.has(&key(1)) == OnDisk::Maybe, "{number}");
+            tier.keep(1, body(1, 100));
+            tier.disk.flush().await;
+        }
+        tier.keep(number, body(number, 10 * KIB));
+    }
+    tier.disk.flush().await;
+    assert!(tier.disk.has(&key(0)) == OnDisk::No);
     tier.stop().await;
     // A bound that is lowered holds from the start on.
     let small = World { max: 2 << 20, ..world };
     let tier = small.start().await;
     assert!(small.bytes() <= 2 << 20);
-    assert!(tier.one(999).await.is_some());
+    assert!(tier.one(2999).await.is_some());
     tier.stop().await;
 }
 
@@ -520,6 +545,10 @@ async fn what_is_forgotten_while_there_is_no_log_does_not_come_back() {
     disk.forget(&key(0), &kept[0].entry);
     disk.loaded().await;
     disk.forget_all(&key(1));
+    for _ in 0..2 {
+        assert!(matches!(&*lock(&disk.reading), Reading::Nothing(forgotten) if forgotten.len() == 2));
+        tokio::time::sleep(REOPEN + 2 * LOOK).await;
+    }
     drop(held);
     tokio::time::sleep(REOPEN + 2 * LOOK).await;
     assert_eq!(disk.stats().state, "on");
@@ -717,24 +746,138 @@ async fn a_clock_that_went_back_makes_nothing_younger() {
     tier.stop().await;
 }
 
-#[tokio::test]
-async fn opening_reads_no_bodies_and_is_quick() {
-    let full = std::env::var_os("SEAWALL_SOAK").is_some();
-    let count: u32 = if full { 50_000 } else { 3000 };
-    let world = world(512 << 20);
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_could_not_be_written_is_written_later() {
+    let world = world(64 << 20);
     let tier = world.start().await;
-    for number in 0..count {
-        tier.keep(number, body(number, 2000));
-        if number % 2000 == 1999 {
-            tier.disk.flush().await;
-        }
+    let kept: Vec<_> = (0..4).map(|number| tier.kept(number, body(number, 100), &[])).collect();
+    for kept in &kept {
+        tier.put(kept);
+    }
+    tokio::time::sleep(LOOK).await;
+    world.volume.is_failing.store(true, Ordering::Relaxed);
+    for number in 0..3 {
+        tier.disk.forget(&key(number), &kept[number as usize].entry);
+    }
+    tokio::time::sleep(LOOK).await;
+    // In place of a deletion that waits, and cannot be written either: the disk rests.
+    tier.keep(1, body(11, 100));
+    tokio::time::sleep(LOOK).await;
+    assert!(tier.dropped("failed") > 0);
+    assert_eq!(tier.disk.list(None, 100).await.len(), 1, "what was forgotten is not listed");
+    world.volume.is_failing.store(false, Ordering::Relaxed);
+    tokio::time::sleep(REST).await;
+    // Nor does one that is too large, or finds no space.
+    tier.disk.forget(&key(3), &kept[3].entry);
+    tier.keep(3, vec![1; 9 << 20]);
+    tokio::time::sleep(LOOK).await;
+    assert_eq!((tier.disk.stats().waiting, tier.disk.stats().entries), (0, 0));
+    tier.keep(4, body(4, 100));
+    tokio::time::sleep(LOOK).await;
+    world.volume.free.store((1 << 30) + (1 << 30) / 3, Ordering::Relaxed);
+    tokio::time::sleep(2 * LOOK).await;
+    tier.disk.forget_all(&key(4));
+    tier.keep(4, body(44, 100));
+    tokio::time::sleep(2 * LOOK).await;
+    assert_eq!((tier.dropped("space"), tier.disk.stats().entries), (1, 0));
+    tier.stop().await;
+    let tier = world.start().await;
+    assert_eq!(tier.disk.stats().entries, 0);
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn a_purge_means_every_spelling_of_a_path_and_what_cannot_be_read() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    for number in 0..4 {
+        tier.keep(number, body(number, 100));
+    }
+    tier.disk.flush().await;
+    for (path, count) in [("/shipments/1/", 1), ("/shipments/2/?per=1", 1), ("/shipments", 0)] {
+        assert_eq!(tier.disk.purge(Which::Path(path.into()), false).await.unwrap().len(), count, "{path}");
+    }
+    // What the disk does not give at this moment.
+    let file = world.files().pop().unwrap();
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, vec![0; whole.len()]).unwrap();
+    for which in [Which::Id("00".into()), Which::Partition(PartitionId([7; 16]))] {
+        tier.disk.purge(which, false).await.unwrap();
+        assert_eq!(tier.disk.stats().entries, 2);
+    }
+    tier.disk.purge(Which::Tag("bookings".into()), true).await.unwrap();
+    assert_eq!(tier.disk.stats().entries, 2, "it was only counted");
+    tier.disk.purge(Which::Tag("bookings".into()), false).await.unwrap();
+    assert_eq!(tier.disk.stats().entries, 0);
+    tier.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_ahead_for_a_while_makes_nothing_old() {
+    let world = world(64 << 20);
+    let mut tier = world.start().await;
+    tier.keep(1, body(1, 100));
+    tier.clock = Clock::anchored(Timestamp::from_second(2_000_000_000).unwrap());
+    tier.keep(2, body(2, 100));
+    tier.disk.flush().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    for number in [1, 2] {
+        let age = crate::clock::since(world.clock.now(), tier.one(number).await.unwrap().at);
+        assert!((60..62).contains(&age.as_secs()), "{number}: {age:?}");
     }
     tier.stop().await;
-    let start = std::time::Duration::from_secs(20);
-    let began = Instant::now();
+}
+
+#[tokio::test]
+async fn starts_go_on_in_the_file_of_the_last_one() {
+    let world = world(64 << 20);
+    for number in 0..10 {
+        let tier = world.start().await;
+        tier.keep(number, body(number, 100));
+        tier.stop().await;
+    }
     let tier = world.start().await;
-    assert!(began.elapsed() < start, "{:?}", began.elapsed());
-    assert_eq!(tier.disk.stats().entries, u64::from(count));
-    assert!(tier.one(count - 1).await.is_some());
+    assert_eq!((world.files().len(), tier.disk.stats().entries), (1, 10));
+    tier.stop().await;
+    // Not behind what makes no sense.
+    let file = world.files().pop().unwrap();
+    let whole = fs::metadata(&file).unwrap().len();
+    fs::File::options().write(true).open(&file).unwrap().set_len(whole + 10).unwrap();
+    let tier = world.start().await;
+    tier.keep(10, body(10, 100));
+    tier.stop().await;
+    assert_eq!((world.files().len(), fs::metadata(&file).unwrap().len()), (2, whole + 10));
+    let tier = world.start().await;
+    assert_eq!(tier.disk.stats().entries, 11);
+    tier.stop().await;
+}
+
+#[tokio::test]
+async fn opening_reads_headers_and_nothing_else() {
+    let world = world(64 << 20);
+    let tier = world.start().await;
+    for number in 0..1000 {
+        tier.keep(number, body(number, 2000));
+    }
+    tier.stop().await;
+    // All but the headers is wiped out.
+    let mut wiped = 0;
+    for file in world.files() {
+        let mut bytes = fs::read(&file).unwrap();
+        let mut rest = bytes.as_mut_slice();
+        while let Some((header, after)) = rest.split_first_chunk_mut() {
+            let header = record::Header::decode(header).unwrap();
+            let (content, next) = after.split_at_mut((header.head + header.body) as usize);
+            content.fill(0);
+            wiped += content.len();
+            rest = next;
+        }
+        fs::write(&file, bytes).unwrap();
+    }
+    assert!(wiped > 2_000_000);
+    let tier = world.start().await;
+    assert_eq!(tier.disk.stats().entries, 1000);
+    assert!((0..1000).all(|number| tier.disk.has(&key(number)) == OnDisk::Maybe));
+    assert!(tier.one(999).await.is_none());
     tier.stop().await;
 }

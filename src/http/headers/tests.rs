@@ -264,3 +264,18 @@ fn seconds_are_whole_and_bounded() {
         assert_eq!(delta_seconds(text.as_bytes()), None, "{text}");
     }
 }
+
+#[test]
+fn json_is_told_by_its_media_type() {
+    for (text, is) in [
+        ("application/json", true),
+        ("application/JSON; charset=utf-8", true),
+        ("application/problem+json", true),
+        ("application/jsonl", false),
+        ("text/html", false),
+        ("+json", false),
+    ] {
+        assert_eq!(is_json(Some(&HeaderValue::from_static(text))), is, "{text}");
+    }
+    assert!(!is_json(None));
+}
