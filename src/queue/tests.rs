@@ -171,21 +171,32 @@ fn snapshot(settings: Settings, generation: u64) -> Arc<Snapshot> {
     })
 }
 
+/// The clock of a first life.
+fn first_clock() -> Clock {
+    Clock::anchored("2026-01-01T00:00:00Z".parse().unwrap())
+}
+
 impl Rig {
     async fn new() -> Self {
-        Self::on(MemStore::new(), Arc::default(), Settings::default()).await
+        Self::with(Settings::default()).await
     }
 
     async fn with(settings: Settings) -> Self {
-        Self::on(MemStore::new(), Arc::default(), settings).await
+        Self::on(MemStore::new(), Arc::default(), settings, first_clock()).await
     }
 
-    async fn on(store: MemStore, world: Arc<World>, settings: Settings) -> Self {
-        Self::open(store, world, settings, false).await
+    /// With the clock of the life before, if there was one: wall time goes on while a process is dead.
+    async fn on(store: MemStore, world: Arc<World>, settings: Settings, clock: Clock) -> Self {
+        Self::open(store, world, settings, clock, false).await
     }
 
-    async fn open(store: MemStore, world: Arc<World>, settings: Settings, is_rolled_back: bool) -> Self {
-        let clock = Clock::anchored("2026-01-01T00:00:00Z".parse().unwrap());
+    async fn open(
+        store: MemStore,
+        world: Arc<World>,
+        settings: Settings,
+        clock: Clock,
+        is_rolled_back: bool,
+    ) -> Self {
         let current = Arc::new(Mutex::new(snapshot(settings, 1)));
         let (changes, receiver) = watch::channel(0);
         let tasks = Tasks::new();
@@ -216,7 +227,7 @@ impl Rig {
         self.queue.give_up.cancel();
         self.tasks.stop(Duration::from_secs(60)).await;
         self.world.acts.lock().unwrap().clear();
-        Self::on(store, self.world.clone(), settings).await
+        Self::on(store, self.world.clone(), settings, self.clock).await
     }
 
     fn context(&self, method: &Method, target: &str, credential: Credential) -> Arc<RequestContext> {

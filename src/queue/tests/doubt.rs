@@ -51,7 +51,7 @@ async fn a_crash_while_sending_is_doubt() {
     let caller = rig.start(rig.request(Method::POST, "/bookings", "{}", &[]));
     rig.settle().await;
     let store = rig.store.crash();
-    let after = Rig::on(store, Arc::default(), Settings::default()).await;
+    let after = Rig::on(store, Arc::default(), Settings::default(), rig.clock).await;
     let writes = after.queue.list(&Filter::default()).writes;
     assert_eq!((writes.len(), writes[0].state), (1, State::Unknown));
     assert_eq!(after.post("/bookings", "{}", &[]).await.id(), writes[0].write_id);
@@ -75,7 +75,7 @@ async fn a_crash_while_replaying_sends_a_replayable_write_again_and_a_create_nev
         rig.eventually("it is being sent", || rig.world.arrivals().len() == 1).await;
         let world: Arc<World> = Arc::default();
         world.always(Some(Act::Refuse(open())));
-        let after = Rig::on(rig.store.crash(), world, Settings::default()).await;
+        let after = Rig::on(rig.store.crash(), world, Settings::default(), rig.clock).await;
         assert_eq!(after.state(id), Some(expected));
         let ticket = after.queue.get(id).await.unwrap();
         assert_eq!((ticket.attempts, ticket.maybe_applied), (1, true));
@@ -92,7 +92,7 @@ async fn nothing_is_sent_from_a_store_that_came_back_older() {
     rig.world.always(Some(Act::Refuse(open())));
     let booking = rig.post("/bookings", "{}", &[]).await.id();
     let patch = rig.patch("/shipments/1", "{}", &[]).await.id();
-    let rig = Rig::open(rig.store.crash(), Arc::default(), Settings::default(), true).await;
+    let rig = Rig::open(rig.store.crash(), Arc::default(), Settings::default(), rig.clock, true).await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert!(rig.world.arrivals().is_empty());
     assert_eq!((rig.state(booking), rig.state(patch)), (Some(State::Unknown), Some(State::Waiting)));
@@ -112,11 +112,11 @@ async fn a_store_that_came_back_older_is_looked_at_until_that_is_stored() {
     mark.put(Tree::Meta, crate::store::ROLLED_BACK, [1]);
     store.commit(mark).await.unwrap();
     store.set_failed(true);
-    let rig = Rig::open(store, Arc::default(), Settings::default(), true).await;
+    let rig = Rig::open(store, Arc::default(), Settings::default(), rig.clock, true).await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(matches!(rig.queue.release(patch, "ann", "go").await, Err(ProxyError::Conflict { .. })));
     // The next start does not see it in the numbers, but in the mark.
-    let rig = Rig::open(rig.store.crash(), Arc::default(), Settings::default(), false).await;
+    let rig = Rig::open(rig.store.crash(), Arc::default(), Settings::default(), rig.clock, false).await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(rig.world.arrivals().is_empty());
     assert!(rig.queue.get(patch).await.unwrap().is_held);
