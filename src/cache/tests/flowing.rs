@@ -25,9 +25,12 @@ fn status_of(response: &Response<Body>) -> &str {
 
 /// Until no fill goes on in a task.
 async fn no_fill(world: &World) {
-    while world.tasks.count() > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let none = async {
+        while world.tasks.count() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(3600), none).await.expect("every fill ends");
 }
 
 #[tokio::test(start_paused = true)]

@@ -237,7 +237,7 @@ async fn a_key_whose_refresh_failed_is_left_alone_for_longer_each_time() {
     world.get("/shipments").send().await;
     secs(2).await;
     let mut asked = 1;
-    for span in [1000, 2000, 4000] {
+    for span in [1000, 2000, 4000, 8000] {
         world.plan([answer(503, &[], "")]);
         for _ in 0..3 {
             assert_eq!(world.get("/shipments").send().await.body, "old");
@@ -245,6 +245,11 @@ async fn a_key_whose_refresh_failed_is_left_alone_for_longer_each_time() {
         }
         asked += 1;
         assert_eq!(world.asked(), asked);
-        tokio::time::sleep(Duration::from_millis(span)).await;
+        // Up to shortly before its end the rest holds: that it ends shortly after is the next round.
+        tokio::time::sleep(Duration::from_millis(span - 10)).await;
+        assert_eq!(world.get("/shipments").send().await.body, "old");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(world.asked(), asked, "a rest of {span} ms");
+        tokio::time::sleep(Duration::from_millis(9)).await;
     }
 }
