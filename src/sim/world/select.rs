@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::super::lock;
 use super::super::query::{Filter, Needle, Op, Query, SortKey};
-use super::{Item, Kind, Selection, World, id_text, lock};
+use super::{Item, Kind, Selection, World, id_text};
 
 /// Selections that are kept.
 const SELECTIONS_KEPT: usize = 64;
