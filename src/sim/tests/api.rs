@@ -2,6 +2,8 @@
 
 use super::super::seed;
 use super::super::world::{Kind, World, id_text};
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::*;
 
 #[tokio::test]
@@ -73,7 +75,7 @@ async fn filters_select() {
     // Through a reference.
     let path = format!("/ocean/shipment_container_legs?f.shipment_container.container_number={number}");
     assert_eq!(data(&simulator, &path).await["total_count"], 3);
-    assert_eq!(data(&simulator, "/shipments?f.archived_at.exists=true").await["total_count"], 0);
+    assert_eq!(data(&simulator, "/documents?f.archived_at.exists=true").await["total_count"], 0);
     assert!(data(&simulator, "/ports?f.port_type=airport").await["total_count"].as_u64().unwrap() > 3);
     let got = get(&simulator, "/shipments?f.nonsense=1").await;
     assert_eq!(got.status, StatusCode::BAD_REQUEST);
@@ -249,6 +251,57 @@ async fn every_documented_order_and_filter_is_understood() {
                 assert_eq!(sum, of("exists=true".to_owned()).await, "{path} f.{name}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_list_has_the_documented_filters_and_those_of_links_and_no_others() {
+    // What no document lists, but links inside objects use.
+    let of_links =
+        [(Kind::BookingLineItem, "booking.id"), (Kind::BookingLineItem, "purchase_order_line_item.id")];
+    let mut documented: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for (path, _, filters) in parameters() {
+        let known = documented.entry(path).or_default();
+        for (name, _) in filters {
+            let ops = [".gt", ".gte", ".lt", ".lte", ".exists", ".any"];
+            let field = ops.iter().find_map(|op| name.strip_suffix(op)).unwrap_or(name);
+            let any = ["metadata", "product_properties"].iter().find(|map| field.starts_with(*map));
+            known.insert(any.map_or_else(|| field.to_owned(), |map| format!("{map}.*")));
+        }
+    }
+    for (kind, name) in of_links {
+        assert!(documented.get_mut(kind.path()).unwrap().insert(name.to_owned()));
+    }
+    let simulator = start().await;
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_listed()) {
+        let known: BTreeSet<String> = kind.filters().iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(documented.remove(kind.path()).unwrap(), known, "{}", kind.path());
+        for wrong in ["nonsense", "shipment.nonsense", "_object", "id.x"] {
+            let got = get(&simulator, &format!("{}?f.{wrong}=1", kind.path())).await;
+            assert_eq!(got.status, StatusCode::BAD_REQUEST, "{} f.{wrong}", kind.path());
+        }
+        // Links that objects give are understood.
+        let row = data(&simulator, &format!("{}?per=1", kind.path())).await["data"][0].clone();
+        for link in lists(&row) {
+            let path = link.strip_prefix("https://api.flexport.com").unwrap();
+            assert_eq!(get(&simulator, path).await.status, StatusCode::OK, "{path}");
+        }
+    }
+    assert!(documented.is_empty(), "{documented:?}");
+    let got = get(&simulator, "/events?f.created_at.gte=2026-01-01T00:00:00Z").await;
+    let told = got.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(got.status == StatusCode::BAD_REQUEST && told.contains("type, occurred_at"), "{told}");
+}
+
+/// The links to lists that an object has.
+fn lists(value: &Value) -> Vec<String> {
+    match value {
+        Value::Object(fields) if fields.get("_object") == Some(&json!("/api/refs/collection")) => {
+            vec![fields["link"].as_str().unwrap().to_owned()]
+        }
+        Value::Object(fields) => fields.values().flat_map(lists).collect(),
+        Value::Array(list) => list.iter().flat_map(lists).collect(),
+        _ => Vec::new(),
     }
 }
 
