@@ -27,6 +27,8 @@ use super::{lock, seed};
 pub(in crate::sim) use events::Happening;
 pub(in crate::sim) use kind::Kind;
 pub(in crate::sim) use voyage::Voyage;
+#[cfg(test)]
+pub(in crate::sim) use write::{Holds, NULLABLE};
 
 use voyage::Schedule;
 
