@@ -2,17 +2,16 @@
 
 use super::PATIENCE;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// An upstream whose connections a test speaks by hand; it ends when it is dropped.
 pub struct Chaos {
     pub url: String,
-    connections: Arc<AtomicUsize>,
+    connections: watch::Receiver<usize>,
     task: JoinHandle<()>,
 }
 
@@ -25,14 +24,15 @@ impl Chaos {
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let connections: Arc<AtomicUsize> = Arc::default();
-        let count = connections.clone();
+        let (count, connections) = watch::channel(0);
         let task = tokio::spawn(async move {
             let mut running = tokio::task::JoinSet::new();
             loop {
                 let Ok((stream, _)) = listener.accept().await else { return };
                 let _ = stream.set_nodelay(true);
-                running.spawn(speak(stream, count.fetch_add(1, Ordering::SeqCst)));
+                let number = *count.borrow();
+                running.spawn(speak(stream, number));
+                count.send_replace(number + 1);
             }
         });
         Self { url, connections, task }
@@ -40,7 +40,14 @@ impl Chaos {
 
     /// How many connections were taken.
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
+        *self.connections.borrow()
+    }
+
+    /// Waits until this many connections were taken.
+    pub async fn reached(&self, count: usize) {
+        let mut connections = self.connections.clone();
+        let reached = tokio::time::timeout(PATIENCE, connections.wait_for(|taken| *taken >= count)).await;
+        reached.expect("the connections are made").expect("it runs");
     }
 }
 
