@@ -3,7 +3,7 @@
 use crate::assert_eventually;
 use crate::support::chaos::{self, Chaos};
 use crate::support::scripted::{Scripted, json};
-use crate::support::{Answer, Proxy, TOKEN, arrivals, client, send, simulator};
+use crate::support::{Answer, PATIENCE, Proxy, TOKEN, arrivals, client, send, simulator};
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Empty};
@@ -455,27 +455,20 @@ async fn an_older_read_that_ends_after_the_newer_one_does_not_take_its_place() {
 }
 
 /// An upstream that answers with a head and then lets the body drip, faster than any idle limit, for ever.
-async fn dripping() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut head = [0; 4096];
-                let _ = stream.read(&mut head).await;
-                let answer =
-                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
-                let mut is_open = stream.write_all(answer.as_bytes()).await.is_ok();
-                // The pace of the drip is what is played.
-                let mut pace = tokio::time::interval(Duration::from_millis(20));
-                while is_open {
-                    pace.tick().await;
-                    is_open = stream.write_all(b"1\r\n \r\n").await.is_ok();
-                }
-            });
+async fn dripping() -> Chaos {
+    Chaos::start(|mut stream, _| async move {
+        chaos::head(&mut stream).await;
+        let answer =
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+        let mut is_open = stream.write_all(answer.as_bytes()).await.is_ok();
+        // The pace of the drip is what is played.
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        while is_open {
+            pace.tick().await;
+            is_open = stream.write_all(b"1\r\n \r\n").await.is_ok();
         }
-    });
-    url
+    })
+    .await
 }
 
 /// A breaker that opens by two failures, and a route with less time than the breaker calls slow.
@@ -490,8 +483,8 @@ const TWO_FAILURES: [&str; 5] = [
 
 #[tokio::test]
 async fn a_body_that_drips_for_ever_frees_its_key_and_its_slot_and_opens_the_breaker() {
-    let url = dripping().await;
-    let proxy = Proxy::configured(&url, &TWO_FAILURES, SHORT_ROUTE, |_| {}).await;
+    let upstream = dripping().await;
+    let proxy = Proxy::configured(&upstream.url, &TWO_FAILURES, SHORT_ROUTE, |_| {}).await;
     assert_eq!(proxy.get("/shipments/1").await.source(), "seawall");
     assert_eventually!(proxy.metric("seawall_upstream_in_flight").await < 0.5);
     // Not one that waits for the first: its key is free.
@@ -574,14 +567,6 @@ async fn begun(proxy: &Proxy, path: &str) -> http::Response<hyper::body::Incomin
     response
 }
 
-/// All until the peer closes.
-async fn rest_of(stream: &mut TcpStream) -> Vec<u8> {
-    let mut all = Vec::new();
-    let _ =
-        tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut all)).await.expect("it ends");
-    all
-}
-
 const DOCUMENT: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/pdf\r\ncontent-length: 700000\r\n\
     cache-control: max-age=600\r\n\r\n";
 
@@ -600,11 +585,11 @@ async fn a_700_kb_document_reaches_its_caller_while_the_upstream_sends_and_is_ke
     stream.read_exact(&mut half).await.unwrap();
     assert!(half.iter().all(|byte| *byte == b'a'));
     go.add_permits(1);
-    let rest = rest_of(&mut stream).await;
-    assert!(rest.len() == HALF && rest.iter().all(|byte| *byte == b'b'));
+    let rest = chaos::closed(&mut stream).await;
+    assert!(rest.len() == HALF && rest.bytes().all(|byte| byte == b'b'));
     let again = proxy.get("/documents/d1/download").await;
     assert_eq!((again.source(), again.field("content-length")), ("cache", "700000"));
-    assert!(again.body[..HALF] == half && again.body[HALF..] == rest);
+    assert!(again.body[..HALF] == half && again.body[HALF..] == *rest.as_bytes());
     assert_eq!(asked.load(Ordering::SeqCst), 1);
 }
 
@@ -657,8 +642,8 @@ async fn a_document_that_is_cut_on_its_way_is_cut_for_the_caller_and_the_older_c
         let mut begin = vec![0; HALF];
         stream.read_exact(&mut begin).await.unwrap();
         go.add_permits(1);
-        let rest = rest_of(&mut stream).await;
-        assert!(rest.len() < 1000 && !rest.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
+        let rest = chaos::closed(&mut stream).await;
+        assert!(rest.len() < 1000 && !rest.ends_with("0\r\n\r\n"), "{rest}");
         assert_eventually!(proxy.breaker("documents:read").await["in_flight"] == 0);
         assert_eq!(proxy.breaker("documents:read").await["window"]["failures"], 1);
         assert_eq!(asked.load(Ordering::SeqCst), 2);
@@ -687,34 +672,14 @@ async fn a_document_whose_caller_leaves_is_fetched_to_its_end_and_kept() {
 
 #[tokio::test]
 async fn a_reader_of_a_document_without_end_sets_its_pace() {
-    const FLOOD: usize = 256 << 20;
-    /// More than `cache.max_object` by less than any buffer.
+    /// More than `cache.max_object` by less than any buffer: so much is taken without a reader, as it may yet be kept.
     const KEPT: usize = (2 << 20) + 1;
-    // What two pairs of socket buffers and our own may hold, and what would have been kept.
-    const BOUND: usize = 48 << 20;
-    let sent = Arc::new(AtomicUsize::new(0));
-    let count = sent.clone();
-    let done = Arc::new(Notify::new());
-    let tell = done.clone();
-    let upstream = Chaos::start(move |mut stream, _| {
-        let (count, tell) = (count.clone(), tell.clone());
-        async move {
-            chaos::head(&mut stream).await;
-            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/pdf\r\n\r\n";
-            stream.write_all(head.as_bytes()).await.unwrap();
-            // So much is taken without a reader: it may yet be kept.
-            stream.write_all(&vec![b'x'; KEPT]).await.unwrap();
-            let more = chaos::pour(&mut stream, &[b'x'; 8192], FLOOD).await;
-            count.store(KEPT + more, Ordering::SeqCst);
-            tell.notify_one();
-        }
-    })
-    .await;
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/pdf\r\n\r\n";
+    let (upstream, taken) = chaos::flood(head.to_owned(), KEPT).await;
     let proxy = Proxy::start(&upstream.url, &[]).await;
     let response = begun(&proxy, "/documents/d1/download").await;
-    done.notified().await;
-    let sent = sent.load(Ordering::SeqCst);
-    assert!(sent < BOUND, "{sent} bytes were taken for a reader that reads none");
+    let sent = tokio::time::timeout(PATIENCE, taken).await.expect("it stops").unwrap();
+    assert!(sent < chaos::BOUND, "{sent} bytes were taken for a reader that reads none");
     // All that was sent arrives; it is not kept.
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), sent);
     let status = proxy.admin(Method::GET, "/api/v1/status", None).await.json();
@@ -736,7 +701,7 @@ async fn http_1_0_gets_a_long_page_whole_or_an_error() {
         let head = chaos::head(&mut stream).await;
         assert!(head.starts_with(status), "{head}");
         let length: usize = chaos::field(&head, "content-length").expect("it has a length").parse().unwrap();
-        assert_eq!(rest_of(&mut stream).await.len(), length);
+        assert_eq!(chaos::closed(&mut stream).await.len(), length);
         assert_eq!(length == half.len(), status.ends_with("200"));
     }
 }

@@ -2,10 +2,11 @@
 
 use super::PATIENCE;
 use std::future::Future;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// An upstream whose connections a test speaks by hand; it ends when it is dropped.
@@ -31,8 +32,8 @@ impl Chaos {
                 let Ok((stream, _)) = listener.accept().await else { return };
                 let _ = stream.set_nodelay(true);
                 let number = *count.borrow();
-                running.spawn(speak(stream, number));
                 count.send_replace(number + 1);
+                running.spawn(speak(stream, number));
             }
         });
         Self { url, connections, task }
@@ -100,7 +101,7 @@ pub async fn drain(stream: &mut TcpStream) -> String {
 }
 
 /// Whether an answer has come to its end, as far as its head tells; what ends with its connection has not.
-fn is_whole(answer: &[u8]) -> bool {
+pub fn is_whole(answer: &[u8]) -> bool {
     let answer = String::from_utf8_lossy(answer);
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { return false };
     match field(head, "content-length") {
@@ -115,6 +116,31 @@ pub async fn closed(stream: &mut TcpStream) -> String {
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await;
     let _ = read.expect("the peer closes");
     String::from_utf8_lossy(&all).into_owned()
+}
+
+/// More than all socket buffers on the way can hold.
+pub const FLOOD: usize = 256 << 20;
+/// What two pairs of socket buffers and our own may hold.
+pub const BOUND: usize = 48 << 20;
+
+/// An upstream that answers its one request with this head and as much as is taken of a body of [`FLOOD`] bytes, of
+/// which `first` come whether somebody reads or not. Tells how many were taken, once no more are.
+pub async fn flood(answer: String, first: usize) -> (Chaos, oneshot::Receiver<usize>) {
+    let (tell, taken) = oneshot::channel();
+    let tell = Arc::new(Mutex::new(Some(tell)));
+    let answer = Arc::new(answer);
+    let upstream = Chaos::start(move |mut stream, _| {
+        let (tell, answer) = (tell.lock().unwrap().take(), answer.clone());
+        async move {
+            head(&mut stream).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(&vec![b'x'; first]).await.unwrap();
+            let taken = first + pour(&mut stream, &[b'x'; 8192], FLOOD - first).await;
+            let _ = tell.expect("it is asked once").send(taken);
+        }
+    })
+    .await;
+    (upstream, taken)
 }
 
 /// Counts what is written until nothing is taken for half a second, or `most` bytes were.
