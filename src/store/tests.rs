@@ -15,7 +15,7 @@ use std::{
 
 use super::inspect::{Inspection, Rows, Scratch};
 use super::*;
-use crate::tests::{PATIENCE, until};
+use crate::tests::{PATIENCE, poll_once, until};
 
 mod backups;
 mod durability;
@@ -140,11 +140,27 @@ fn epochs(dir: &Path) -> Vec<String> {
     names
 }
 
-fn futures_poll<T>(future: &mut BoxFuture<T>) -> Option<T> {
-    match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
-        std::task::Poll::Ready(value) => Some(value),
-        std::task::Poll::Pending => None,
+/// A store that has taken sixty records, the last of them not long ago.
+async fn filled(dir: &Path) -> SledStore {
+    let (store, _, _) = open(dir);
+    for n in 0..60 {
+        let mut batch = put(&n.to_string(), "v");
+        batch.put(Tree::Body, n.to_string(), vec![1; MAX_CHUNK]);
+        store.commit(batch).await.unwrap();
     }
+    store
+}
+
+/// The files as a killed process leaves them, but for one bit in what was written last.
+fn cut(dir: &Path) -> tempfile::TempDir {
+    let killed = tempfile::tempdir().unwrap();
+    copy_dir(dir, killed.path());
+    let db = killed.path().join("epoch-1/db");
+    let mut bytes = std::fs::read(&db).unwrap();
+    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[last / 2] ^= 1;
+    std::fs::write(&db, bytes).unwrap();
+    killed
 }
 
 async fn made(dir: &Path) {

@@ -6,6 +6,14 @@ fn order(to: PathBuf) -> BackupOrder {
     BackupOrder { to, secret: None, now: jiff::Timestamp::UNIX_EPOCH }
 }
 
+/// A store of one record, alone in a folder.
+async fn one() -> (tempfile::TempDir, SledStore, Arc<Probe>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _, probe) = open(&dir.path().join("queue"));
+    store.commit(put("k", "v")).await.unwrap();
+    (dir, store, probe)
+}
+
 /// Restores a backup into a fresh folder and opens it.
 fn restored(backup: &Path, into: &Path) -> (SledStore, OpenReport, Arc<Probe>) {
     let backup = Backup::open(backup).unwrap();
@@ -82,9 +90,7 @@ async fn a_backup_taken_amid_writes_is_the_state_of_one_moment() {
 
 #[tokio::test]
 async fn a_backup_that_fails_leaves_nothing_and_one_that_was_killed_is_replaced() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, _, probe) = open(&dir.path().join("queue"));
-    store.commit(put("k", "v")).await.unwrap();
+    let (dir, store, probe) = one().await;
     let to = dir.path().join("backup");
     for step in [Step::BackupRow, Step::BackupWritten] {
         probe.fail(step, 1);
@@ -119,9 +125,7 @@ async fn a_backup_that_fails_leaves_nothing_and_one_that_was_killed_is_replaced(
 
 #[tokio::test]
 async fn a_backup_goes_only_where_nothing_is_and_never_takes_the_space_of_the_queue() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, _, probe) = open(&dir.path().join("queue"));
-    store.commit(put("k", "v")).await.unwrap();
+    let (dir, store, probe) = one().await;
     let there = dir.path().join("there");
     std::fs::create_dir(&there).unwrap();
     for to in [there.clone(), PathBuf::from("relative"), dir.path().join("queue/inside"), PathBuf::from("/")]

@@ -21,7 +21,7 @@ async fn no_answer_before_the_sync_and_no_sync_before_the_write() {
     });
     let mut commit = store.commit(put("b", "2"));
     entered.recv_timeout(PATIENCE).unwrap();
-    assert!(futures_poll(&mut commit).is_none(), "answered before the sync");
+    assert!(poll_once(commit.as_mut()).is_none(), "answered before the sync");
     drop(leave);
     commit.await.unwrap();
     store.close().await;

@@ -8,7 +8,7 @@ async fn in_memory_committed_means_durable_and_held_means_lost() {
     store.commit(put("a", "1")).await.unwrap();
     store.hold();
     let mut held = store.commit(put("b", "2"));
-    assert!(futures_poll(&mut held).is_none());
+    assert!(poll_once(held.as_mut()).is_none());
     assert_eq!(store.get(Tree::Rec, b"b").unwrap(), None);
     let after = store.crash();
     assert!(matches!(held.await, Err(StoreError::Unanswered { .. })));
