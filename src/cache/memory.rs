@@ -27,8 +27,13 @@ const USUAL_BYTES: u64 = 8 << 10;
 /// The share that what was read again may take.
 const HOT: f64 = 0.95;
 
-/// The variants of a key.
-pub(crate) type Variants = Arc<[Arc<Entry>]>;
+/// The variants of a key. Nearly always there is one: a list of them would be one more allocation for each answer.
+#[derive(Clone)]
+pub(crate) struct Variants {
+    pub(crate) newest: Arc<Entry>,
+    /// Newest first.
+    older: Option<Arc<[Arc<Entry>]>>,
+}
 
 /// The map.
 pub(crate) struct Memory {
@@ -44,6 +49,20 @@ struct Bytes;
 impl Weighter<Key, Variants> for Bytes {
     fn weight(&self, _: &Key, variants: &Variants) -> u64 {
         variants.iter().map(|entry| (OVERHEAD + entry.weight()) as u64).sum()
+    }
+}
+
+// === impl Variants ===
+
+impl Variants {
+    fn new(newest: Arc<Entry>, older: impl Iterator<Item = Arc<Entry>>) -> Self {
+        let mut older = older.peekable();
+        Self { newest, older: older.peek().is_some().then(|| older.collect()) }
+    }
+
+    /// Newest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        std::iter::once(&self.newest).chain(self.older.iter().flat_map(|older| older.iter()))
     }
 }
 
@@ -80,8 +99,8 @@ impl Memory {
     /// after a later invalidation, or asked for later. Tells whether it is kept.
     pub(crate) fn put(&self, key: Key, entry: Arc<Entry>, asked: Asked<'_>) -> bool {
         let _held = self.stripe(&key).lock().expect("no code panics with this lock held");
-        let variants: Variants = match self.map.peek(&key) {
-            None => Arc::new([entry]),
+        let variants = match self.map.peek(&key) {
+            None => Variants::new(entry, std::iter::empty()),
             Some(present) => {
                 let is_newer = |old: &Entry| old.began > entry.began || old.asked_at > entry.asked_at;
                 if present.iter().any(|old| old.is_selected_by(asked) && is_newer(old)) {
@@ -89,7 +108,7 @@ impl Memory {
                 }
                 let others =
                     present.iter().filter(|old| !old.is_selected_by(asked)).take(VARIANTS - 1).cloned();
-                std::iter::once(entry).chain(others).collect()
+                Variants::new(entry, others)
             }
         };
         self.map.insert(key, variants);
@@ -100,11 +119,12 @@ impl Memory {
     pub(crate) fn remove(&self, key: &Key, entry: &Arc<Entry>) {
         let _held = self.stripe(key).lock().expect("no code panics with this lock held");
         let Some(present) = self.map.peek(key) else { return };
-        let left: Vec<_> = present.iter().filter(|old| !Arc::ptr_eq(old, entry)).cloned().collect();
-        if left.is_empty() {
-            self.map.remove(key);
-        } else {
-            self.map.insert(*key, left.into());
+        let mut left = present.iter().filter(|old| !Arc::ptr_eq(old, entry)).cloned();
+        match left.next() {
+            Some(newest) => self.map.insert(*key, Variants::new(newest, left)),
+            None => {
+                self.map.remove(key);
+            }
         }
     }
 

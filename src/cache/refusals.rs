@@ -17,12 +17,12 @@
 //! `stale_auth_window`. That holds over a restart (see `ledger`): what is not known any more, for whatever reason,
 //! counts against the token.
 
-use super::key::Key;
+use super::key::{Key, Places};
 use super::ledger::Fact;
 use crate::context::Credential;
 use crate::ids::PartitionId;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -48,8 +48,8 @@ pub(crate) struct Refusals {
     kept: Filter,
     /// The refused tokens that are not known exactly any more.
     forgotten: Filter,
-    proven: Mutex<HashMap<Holder, Proof>>,
-    hasher: RandomState,
+    proven: Mutex<HashMap<Holder, Proof, Places>>,
+    hasher: Places,
     /// Names of tokens are the same in all processes of one installation.
     seed: [u64; 2],
 }
@@ -94,7 +94,7 @@ impl Refusals {
             kept: Filter::new(),
             forgotten: Filter::new(),
             proven: Mutex::default(),
-            hasher: RandomState::new(),
+            hasher: Places::default(),
             seed,
         }
     }
@@ -160,7 +160,7 @@ impl Refusals {
     /// A token succeeded, in Unix seconds. Gives what is to be recorded, if it is time for that.
     pub(crate) fn succeeded(&self, partition: PartitionId, token: u64, now: i64) -> Option<Fact> {
         let mut proven = self.proven();
-        if !proven.contains_key(&(partition, token)) && proven.len() >= PROVEN {
+        if proven.len() >= PROVEN && !proven.contains_key(&(partition, token)) {
             let mut times: Vec<i64> = proven.values().map(|proof| proof.at).collect();
             let (_, middle, _) = times.select_nth_unstable(PROVEN / 2);
             let middle = *middle;
@@ -331,7 +331,7 @@ impl Refusals {
         self.hasher.hash_one(value)
     }
 
-    fn proven(&self) -> std::sync::MutexGuard<'_, HashMap<Holder, Proof>> {
+    fn proven(&self) -> std::sync::MutexGuard<'_, HashMap<Holder, Proof, Places>> {
         self.proven.lock().expect("no code panics with this lock held")
     }
 

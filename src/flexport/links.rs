@@ -358,6 +358,10 @@ impl Behind {
 
 /// Whether `before` ends with a key, a colon and a quote.
 fn ends_with_a_link_key(before: &[u8]) -> bool {
+    // As nearly all of it is written.
+    if let Some(before) = before.strip_suffix(b"\":\"") {
+        return is_link_key(before);
+    }
     let Some(before) = before.strip_suffix(b"\"") else { return false };
     let (before, space) = without_space(before);
     let Some(before) = before.strip_suffix(b":") else { return false };

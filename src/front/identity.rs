@@ -18,8 +18,8 @@ use crate::http::headers::{self, SEAWALL_TOKEN};
 use crate::http::origin;
 use crate::ids::{OwnerId, PartitionId};
 use aws_lc_rs::{digest, hmac};
+use foldhash::quality::RandomState;
 use http::{HeaderMap, HeaderValue, header};
-use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Mutex;
@@ -49,7 +49,7 @@ impl Identifier {
         Self {
             key: hmac::Key::new(hmac::HMAC_SHA256, key),
             seen: std::array::from_fn(|_| Mutex::new(None)),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
         }
     }
 

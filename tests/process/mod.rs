@@ -105,7 +105,7 @@ impl Setup {
         let line = match up {
             Ok(Ok(line)) => line,
             Ok(Err(_)) => panic!("ended instead of starting: {:?}\n{}", server.exit().await, server.log()),
-            Err(_) => panic!("did not start:\n{}", server.log()),
+            Err(late) => panic!("did not start, {late}:\n{}", server.log()),
         };
         let field = |name: &str| {
             let at = line.find(name).unwrap_or_else(|| panic!("no {name} in {line}"));

@@ -159,7 +159,7 @@ async fn the_clock_going_back_makes_a_copy_stale() {
     world.plan([ok(&[("cache-control", "max-age=60")], "one"), ok(&[], "two")]);
     world.get("/shipments").send().await;
     let key = key_of(&world, "/shipments");
-    let mut entry = world.cache.memory.get(&key).unwrap()[0].clone();
+    let mut entry = world.cache.memory.get(&key).unwrap().newest.clone();
     world.cache.memory.clear();
     // As if the wall clock had gone back by nine seconds since.
     Arc::get_mut(&mut entry).expect("nobody else holds it").confirmed.at +=

@@ -186,7 +186,7 @@ async fn a_slow_caller_stalls_neither_the_fill_nor_who_waits_for_it() {
     let mut body = slow.into_body();
     let rest = next(&mut body).await.unwrap().unwrap();
     assert_eq!(rest, bytes(1065));
-    let copy = world.cache.memory.get(&key_of(&world, "/shipments")).unwrap()[0].body.clone();
+    let copy = world.cache.memory.get(&key_of(&world, "/shipments")).unwrap().newest.body.clone();
     assert_eq!(rest.as_ptr(), copy.as_ptr());
     assert_eq!(world.asked(), 1);
 }
@@ -238,7 +238,7 @@ async fn what_turns_out_to_be_too_long_goes_on_at_its_callers_pace_and_is_not_ke
     drop(feeder);
     assert_eq!(body.collect(1 << 20).await.unwrap(), bytes(1));
     // It was asked for earlier than the short one, and is no longer anywhere.
-    let entry = world.cache.memory.get(&key_of(&world, "/shipments")).unwrap()[0].clone();
+    let entry = world.cache.memory.get(&key_of(&world, "/shipments")).unwrap().newest.clone();
     assert_eq!(entry.body, "short");
 }
 

@@ -137,9 +137,8 @@ fn overlay(
         };
     }
     let is_kept = match (&mut *old, holds) {
-        (_, Some(Holds::Other)) => return Ok(()),
-        // Nothing that a body gives, either: it is filled in later.
-        (Value::Null, None) => return Ok(()),
+        // What is null and never may be is filled in later: no body gives it, either.
+        (_, Some(Holds::Other)) | (Value::Null, None) => return Ok(()),
         (_, Some(Holds::Money)) => {
             *old = shaped(new, &json!({"_object": "/money", "amount": "0.00", "currency_code": "USD"}), at)?;
             return Ok(());
@@ -154,9 +153,8 @@ fn overlay(
         }
         (_, Some(Holds::Text)) | (Value::String(_), None) => new.is_string(),
         (_, Some(Holds::Flag)) | (Value::Bool(_), None) => new.is_boolean(),
-        (_, Some(Holds::Whole)) => new.is_u64(),
         (Value::Number(_), None) if object.starts_with("/quantity/") => new.is_number(),
-        (Value::Number(_), None) => new.is_u64(),
+        (_, Some(Holds::Whole)) | (Value::Number(_), None) => new.is_u64(),
         // All lists that get here are of texts.
         (Value::Array(_), None) => new.as_array().is_some_and(|list| list.iter().all(Value::is_string)),
     };
