@@ -1,5 +1,7 @@
 //! What the unit tests share.
 
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -29,4 +31,12 @@ pub(crate) async fn until_async(what: &str, mut is_so: impl AsyncFnMut() -> bool
         tokio::task::spawn_blocking(|| thread::park_timeout(BEAT)).await.expect("it only waits");
     }
     assert!(is_so().await, "never: {what}");
+}
+
+/// Polls a future once; its output, if it has one already.
+pub(crate) fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Option<F::Output> {
+    match future.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
 }

@@ -145,12 +145,6 @@ impl Cache {
         self.counters.stats(keys, bytes, age, disk)
     }
 
-    /// Marks everything out of date: it is revalidated before it is served, and is still there for an outage.
-    #[cfg(test)]
-    pub(crate) fn invalidate_all(&self) {
-        self.marks.all();
-    }
-
     fn now(&self) -> Confirmed {
         Confirmed { at: self.clock.now(), monotonic: Instant::now() }
     }

@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
+
+use super::lock;
 
 /// Between the last byte that was sent and a reset: a reset discards what the peer has not read yet.
 pub(super) const GRACE: Duration = Duration::from_millis(25);
@@ -146,7 +148,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -206,9 +208,7 @@ impl Io {
     pub(super) fn new(stream: TcpStream, conn: Arc<Conn>) -> Self {
         Self { stream, conn, has_babbled: false }
     }
-}
 
-impl Io {
     /// Writes the garbage, once.
     fn babble(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.has_babbled {

@@ -4,8 +4,8 @@
 //! It speaks HTTP/1.1 and h2c on a main listener and behaves there like Flexport's v2 API as far as that is known;
 //! `/_sim/…` drives it (`docs/SIMULATOR.md`). A second listener serves `/_sim/…` and the status page only and is
 //! touched by no fault, so that a simulator that refuses connections can be told to stop. The same seed makes the same
-//! bytes; only stamps come from a clock, which follows real time until it is moved. Nothing here is used by the proxy itself, and nothing here uses the proxy's capabilities: a shared
-//! mistake would hide.
+//! bytes; only stamps come from a clock, which follows real time until it is moved. Nothing here is used by the proxy
+//! itself, and nothing here uses the proxy's capabilities: a shared mistake would hide.
 //!
 //! A request is carried out wholly or not at all: between the arrival of its body and its effect nothing waits that
 //! a lost connection could cancel.
@@ -32,7 +32,7 @@ mod tests;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use conn::Gate;
-use shared::{Shared, lock};
+use shared::Shared;
 use tokens::Tokens;
 use webhooks::Settings;
 use world::World;
@@ -158,9 +158,9 @@ impl Simulator {
         self.shared.journal().list(None, None)
     }
 
-    /// What took effect, like `GET /_sim/state`.
+    /// What took effect in the first account, like `GET /_sim/state`.
     pub fn state(&self) -> Value {
-        self.shared.account_named(None).map_or(Value::Null, |account| self.shared.state(&account))
+        self.shared.state(&self.shared.first_account())
     }
 
     /// Replaces the faults, like `PUT /_sim/faults`. The error names the field.
@@ -255,6 +255,7 @@ impl Simulator {
         for task in self.tasks.iter().chain(&self.helpers) {
             task.abort();
         }
+        self.shared.stop_late();
     }
 }
 
@@ -275,6 +276,16 @@ async fn tick(shared: Arc<Shared>) {
         interval.tick().await;
         shared.tick();
     }
+}
+
+/// Whoever panicked with the lock: what it guards is whole between any two steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 fn named(error: &io::Error, what: &str) -> io::Error {

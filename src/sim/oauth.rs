@@ -73,9 +73,11 @@ impl Oauth {
         while asked.front().is_some_and(|first| now.duration_since(*first) >= DAY) {
             asked.pop_front();
         }
-        if budget.is_some_and(|budget| asked.len() >= budget as usize) {
-            let what = "at most 10 token requests a day are allowed; keep the token, it lives 24 hours";
-            return Reply::refused(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", what);
+        if let Some(budget) = budget.filter(|budget| asked.len() >= *budget as usize) {
+            let what = format!(
+                "at most {budget} token requests a day are allowed; keep the token, it lives 24 hours"
+            );
+            return Reply::refused(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", &what);
         }
         asked.push_back(now);
         if !tokens.is_client(client, body["client_secret"].as_str().unwrap_or_default()) {

@@ -12,9 +12,9 @@ use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
+use super::lock;
 use super::oauth::Oauth;
 use super::query::Query;
-use super::shared::lock;
 use super::tokens::{Standing, Tokens, bearer};
 use super::world::{Item, Kind, Refusal, World};
 
@@ -303,9 +303,7 @@ fn carbon(world: &World, uri: &Uri, version: &Value, body: &Value) -> Result<Ans
             "_object": "/quantity/weight",
         },
     });
-    let mut answer = enveloped(world, uri, version, result.to_string().as_bytes());
-    answer.applied = Some(Applied { id: Value::Null });
-    Ok(answer)
+    Ok(enveloped(world, uri, version, result.to_string().as_bytes()))
 }
 
 /// An object's bytes, with what the caller wants expanded.
@@ -369,7 +367,7 @@ pub(super) fn version(headers: &HeaderMap) -> Result<Value, Refusal> {
     };
     let asked = asked.to_str().unwrap_or_default();
     match asked.parse::<u32>() {
-        Ok(number @ 1..=3) => Ok(json!(number)),
+        Ok(number @ 2..=3) => Ok(json!(number)),
         _ if asked.parse::<jiff::civil::Date>().is_ok() => Ok(json!(asked)),
         _ => Err(Refusal::bad(format!("Flexport-Version must be 2, 3 or a date, not {asked:?}"))),
     }

@@ -14,15 +14,16 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::conn::{Body, Conn, End, Gate, Io};
 use super::control;
 use super::faults::{Canned, Effect, Quota};
 use super::journal::{Answered, Outcome};
+use super::lock;
 use super::routes::{self, Answer, Applied};
-use super::shared::{AppliedWrite, Shared, lock, now};
+use super::shared::{AppliedWrite, Shared, now};
 use super::switches::{self, Switches};
 use super::tokens::bearer;
 use super::world::Refusal;
@@ -151,11 +152,13 @@ async fn handle(
         None => carry_out(),
         // In a task of its own: a caller that gives up while it waits does not stop what it asked for.
         Some(latency) => {
-            let late = tokio::spawn(async move {
+            let (decided, fate) = oneshot::channel();
+            shared.later(async move {
                 tokio::time::sleep(latency).await;
-                carry_out()
+                // An error means that the caller has gone.
+                let _ = decided.send(carry_out());
             });
-            late.await.unwrap_or_else(|_| Fate::Reset)
+            fate.await.unwrap_or(Fate::Reset)
         }
     };
     match fate {
@@ -202,11 +205,10 @@ fn decide(
     quota: Option<Quota>,
 ) -> Fate {
     let canned = |canned: &Canned| canned_answer(canned, &shared.link_base, parts);
+    let carry_out = || carry_out(shared, seq, parts, body, quota);
     let (applied, answered, fate) = match effect {
         None => {
-            let mut answer = carry_out(shared, seq, parts, body);
-            answer = validated(answer, &shared.switches().clone(), &parts.method, &parts.headers);
-            tell_quota(&mut answer, quota.or_else(|| told(shared, parts)), None);
+            let answer = carry_out();
             (answer.applied.clone(), Answered::Status(answer.status.as_u16()), Fate::Respond(answer))
         }
         Some(Effect::Status(wanted)) => {
@@ -235,34 +237,37 @@ fn decide(
         Some(Effect::Hang) => (None, Answered::Hang, Fate::Hang { generation }),
         Some(Effect::ResetBeforeHeaders) => (None, Answered::Reset, Fate::Reset),
         Some(Effect::ResetMidBody) => {
-            let answer = carry_out(shared, seq, parts, body);
+            let answer = carry_out();
             (answer.applied.clone(), Answered::Reset, Fate::Cut(answer, End::Reset))
         }
         Some(Effect::Truncate) => {
-            let answer = carry_out(shared, seq, parts, body);
+            let answer = carry_out();
             (answer.applied.clone(), Answered::Truncated, Fate::Cut(answer, End::Close))
         }
         Some(Effect::Drip { bytes, every }) => {
-            let answer = carry_out(shared, seq, parts, body);
+            let answer = carry_out();
             let status = Answered::Status(answer.status.as_u16());
             (answer.applied.clone(), status, Fate::Drip { answer, bytes, every })
         }
         Some(Effect::GarbageBody) => {
-            let mut answer = carry_out(shared, seq, parts, body);
+            let mut answer = carry_out();
+            // Who has the answer already gets its garbage all the same.
+            if answer.status == StatusCode::NOT_MODIFIED {
+                answer.status = StatusCode::OK;
+                answer.content_type = Some(HeaderValue::from_static("application/json"));
+            }
             let mut garbage = vec![0; answer.body.len().max(GARBAGE)];
             fastrand::Rng::with_seed(shared.seed ^ seq).fill(&mut garbage);
             answer.body = garbage.into();
             (answer.applied.clone(), Answered::Garbage, Fate::Respond(answer))
         }
         Some(Effect::GarbageHead) => {
-            let answer = carry_out(shared, seq, parts, body);
+            let answer = carry_out();
             (answer.applied.clone(), Answered::Garbage, Fate::Babble(answer))
         }
-        Some(Effect::ApplyThenHang) => {
-            (carry_out(shared, seq, parts, body).applied, Answered::Hang, Fate::Hang { generation })
-        }
+        Some(Effect::ApplyThenHang) => (carry_out().applied, Answered::Hang, Fate::Hang { generation }),
         Some(Effect::ApplyThenStatus(wanted)) => {
-            let applied = carry_out(shared, seq, parts, body).applied;
+            let applied = carry_out().applied;
             (applied, Answered::Status(wanted.status), Fate::Respond(canned(&wanted)))
         }
     };
@@ -275,8 +280,21 @@ fn decide(
     fate
 }
 
-/// Does what a request asks for.
-fn carry_out(shared: &Shared, seq: u64, parts: &http::request::Parts, body: &Bytes) -> Answer {
+/// Does what a request asks for; the answer has all fields that it would have if nothing broke.
+fn carry_out(
+    shared: &Shared,
+    seq: u64,
+    parts: &http::request::Parts,
+    body: &Bytes,
+    quota: Option<Quota>,
+) -> Answer {
+    let answer = apply(shared, seq, parts, body);
+    let mut answer = validated(answer, &shared.switches().clone(), &parts.method, &parts.headers);
+    tell_quota(&mut answer, quota.or_else(|| told(shared, parts)), None);
+    answer
+}
+
+fn apply(shared: &Shared, seq: u64, parts: &http::request::Parts, body: &Bytes) -> Answer {
     let tokens = shared.tokens();
     let world = shared.account(&tokens, bearer(&parts.headers));
     let gatekeeper = routes::Gatekeeper {
@@ -293,14 +311,13 @@ fn carry_out(shared: &Shared, seq: u64, parts: &http::request::Parts, body: &Byt
     let mut log = lock(&shared.applied);
     let answer = routes::answer(&world, &gatekeeper, shared.now(), request);
     if let Some(Applied { id }) = &answer.applied {
-        // A write's body is kept but for the token endpoint, whose body is nothing but secrets.
-        let is_secret = parts.uri.path().starts_with("/oauth/");
         log.push(AppliedWrite {
             seq,
             method: parts.method.clone(),
             path: parts.uri.path().to_owned(),
             id: id.clone(),
-            body: if is_secret { Bytes::new() } else { body.clone() },
+            body: body.clone(),
+            account: world.name().map(str::to_owned),
         });
         drop(log);
         shared.deliver_events();

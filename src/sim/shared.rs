@@ -1,6 +1,7 @@
 //! What all connections of a simulator share, and what moves in it.
 //!
-//! Locks are taken in this order where more than one is held: faults, applied writes, clock, worlds, webhooks.
+//! Locks are taken in this order where more than one is held: deliveries (`delivering`), faults, applied writes, clock,
+//! tokens that were issued (`oauth`), the map of the other worlds (`others`), worlds, webhooks.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,12 +13,13 @@ use http::Method;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::clock::Clock;
 use super::conn::Gate;
 use super::faults::{self, Faults};
 use super::journal::{self, Journal};
+use super::lock;
 use super::oauth::Oauth;
 use super::routes::Access;
 use super::status_page::StatusPage;
@@ -49,6 +51,10 @@ pub(super) struct Shared {
     clock: Mutex<Clock>,
     webhooks: Mutex<Webhooks>,
     deliveries: mpsc::UnboundedSender<Planned>,
+    /// Held from the taking of events until their deliveries are handed over, so that none overtakes another.
+    delivering: Mutex<()>,
+    /// Requests that wait before they are carried out; none once the simulator stops.
+    late: Mutex<Option<JoinSet<()>>>,
     status_page: Mutex<StatusPage>,
     pub(super) gate: Arc<Gate>,
     /// The generation of the faults; what hangs waits for the next one.
@@ -69,10 +75,16 @@ pub(super) struct AppliedWrite {
     pub(super) path: String,
     pub(super) id: Value,
     pub(super) body: Bytes,
+    /// The name of the account that it changed; none is the first.
+    pub(super) account: Option<String>,
 }
 
 /// The world of one account.
-pub(super) struct Account(Arc<RwLock<World>>);
+pub(super) struct Account {
+    /// None is the first.
+    name: Option<String>,
+    world: Arc<RwLock<World>>,
+}
 
 // === impl Shared ===
 
@@ -100,6 +112,8 @@ impl Shared {
             clock: Mutex::new(Clock::new(now)),
             webhooks: Mutex::new(Webhooks::new(seed)),
             deliveries,
+            delivering: Mutex::default(),
+            late: Mutex::new(Some(JoinSet::new())),
             status_page: Mutex::new(StatusPage::new(now)),
             gate: Arc::new(gate),
             generation: watch::Sender::new(0),
@@ -157,18 +171,33 @@ impl Shared {
     pub(super) fn account(&self, tokens: &Tokens, token: Option<&str>) -> Account {
         let other = token.and_then(|token| {
             let oauth = lock(&self.oauth);
-            let name = tokens.account(token, oauth.client(token))?;
-            lock(&self.others).get(name).cloned()
+            self.account_named(Some(tokens.account(token, oauth.client(token))?))
         });
-        Account(other.unwrap_or_else(|| Arc::clone(&self.world)))
+        other.unwrap_or_else(|| self.first_account())
     }
 
     /// The world of an account by its name; none is the first.
     pub(super) fn account_named(&self, name: Option<&str>) -> Option<Account> {
-        match name {
-            None => Some(Account(Arc::clone(&self.world))),
-            Some(name) => lock(&self.others).get(name).cloned().map(Account),
+        let Some(name) = name else { return Some(self.first_account()) };
+        let world = lock(&self.others).get(name).cloned()?;
+        Some(Account { name: Some(name.to_owned()), world })
+    }
+
+    pub(super) fn first_account(&self) -> Account {
+        Account { name: None, world: Arc::clone(&self.world) }
+    }
+
+    /// Does something in a while, whoever waits for it or does not; nothing when the simulator stops before.
+    pub(super) fn later(&self, what: impl Future<Output = ()> + Send + 'static) {
+        if let Some(late) = &mut *lock(&self.late) {
+            while late.try_join_next().is_some() {}
+            late.spawn(what);
         }
+    }
+
+    /// Breaks off all that was to be done in a while.
+    pub(super) fn stop_late(&self) {
+        lock(&self.late).take();
     }
 
     /// What the simulator's clock shows.
@@ -210,6 +239,7 @@ impl Shared {
 
     /// Plans the deliveries of what happened in the first account; the others have no webhook.
     pub(super) fn deliver_events(&self) {
+        let _delivering = lock(&self.delivering);
         let events = write(&self.world).take_events();
         for world in lock(&self.others).values() {
             write(world).take_events();
@@ -226,6 +256,7 @@ impl Shared {
     }
 
     pub(super) fn resume_webhooks(&self) -> usize {
+        let _delivering = lock(&self.delivering);
         let held = self.webhooks().resume();
         let count = held.len();
         self.send(held);
@@ -242,6 +273,7 @@ impl Shared {
     /// Makes events, or delivers one again. The error names the field.
     pub(super) fn emit(&self, spec: &Value) -> Result<Value, String> {
         let wanted = Emission::parse(spec)?;
+        let _delivering = lock(&self.delivering);
         let known = |id: u64| read(&self.world).get(Kind::Event, &id.to_string()).cloned();
         if let Some(id) = wanted.event {
             let event = known(id).ok_or_else(|| format!("emit.event_id: there is no event {id}"))?;
@@ -300,10 +332,13 @@ impl Shared {
         opened
     }
 
-    /// What was applied, and how many objects an account has.
+    /// What was applied to an account, and how many objects it has.
     pub(super) fn state(&self, account: &Account) -> Value {
-        let applied: Vec<Value> = lock(&self.applied).iter().map(AppliedWrite::describe).collect();
-        json!({"applied": applied, "counts": read(&account.0).counts()})
+        let log = lock(&self.applied);
+        let theirs = log.iter().filter(|write| write.account == account.name);
+        let applied: Vec<Value> = theirs.map(AppliedWrite::describe).collect();
+        drop(log);
+        json!({"applied": applied, "counts": read(&account.world).counts()})
     }
 
     /// Sets the timer that ends a refusal.
@@ -332,13 +367,19 @@ impl std::fmt::Debug for Shared {
 
 // === impl Account ===
 
+impl Account {
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+}
+
 impl Access for Account {
     fn read<T>(&self, with: impl FnOnce(&World) -> T) -> T {
-        with(&read(&self.0))
+        with(&read(&self.world))
     }
 
     fn write<T>(&self, with: impl FnOnce(&mut World) -> T) -> T {
-        with(&mut write(&self.0))
+        with(&mut write(&self.world))
     }
 }
 
@@ -457,10 +498,6 @@ impl Emission {
 #[expect(clippy::disallowed_methods, reason = "the simulator's own clock begins here")]
 pub(super) fn now() -> Timestamp {
     Timestamp::now()
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn read(world: &RwLock<World>) -> std::sync::RwLockReadGuard<'_, World> {

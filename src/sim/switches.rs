@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::faults::Quota;
+use super::hex;
 
 /// The documented budget.
 const TOKENS_A_DAY: u32 = 10;
@@ -126,13 +127,7 @@ impl Validators {
             Self::Strong => "",
         };
         let digest = digest::digest(&digest::SHA256, body);
-        let mut tag = format!("{prefix}\"");
-        for byte in &digest.as_ref()[..16] {
-            tag.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
-            tag.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
-        }
-        tag.push('"');
-        Some(tag)
+        Some(format!("{prefix}\"{}\"", hex(&digest.as_ref()[..16])))
     }
 }
 

@@ -224,7 +224,10 @@ mod tests {
             slot: None,
             in_flight: InFlight::new(&Gauge::default()),
         };
-        (UpstreamBody::new(response.unwrap().into_body(), IDLE, Some(whole_until.clone()), watch), theirs)
+        (
+            UpstreamBody::new(response.unwrap().into_body(), IDLE, Some(whole_until.clone()), None, watch),
+            theirs,
+        )
     }
 
     #[tokio::test(start_paused = true)]

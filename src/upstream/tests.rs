@@ -7,19 +7,20 @@ use crate::error::ProxyError;
 use crate::http::Body;
 use crate::http::delivery::{Delivery, Doubt, Unsent, of_error};
 use crate::telemetry::{Metrics, ResultLabels};
+use crate::tests::{PATIENCE, until_async};
 use bytes::Bytes;
+use chaos::Chaos;
 use http::{Method, Request};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinSet;
 
-/// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(60);
+#[allow(dead_code, unreachable_pub, reason = "each suite uses its part of what they share")]
+#[path = "../../tests/it/support/chaos.rs"]
+mod chaos;
 
 const CONNECT: Delivery = Delivery::NotSent(Unsent::Connect);
 const UNSENT: Delivery = Delivery::NotSent(Unsent::Connection);
@@ -27,40 +28,6 @@ const CUT: Delivery = Delivery::Ambiguous(Doubt::Cut);
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
-
-/// A server whose connections are spoken by hand; it ends when it is dropped.
-struct Server {
-    url: String,
-    connections: Arc<AtomicUsize>,
-    _tasks: JoinSet<()>,
-}
-
-impl Server {
-    async fn start<F, R>(speak: F) -> Self
-    where
-        F: Fn(TcpStream, usize) -> R + Send + Sync + 'static,
-        R: Future<Output = ()> + Send + 'static,
-    {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let connections: Arc<AtomicUsize> = Arc::default();
-        let count = connections.clone();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut running = JoinSet::new();
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                stream.set_nodelay(true).unwrap();
-                running.spawn(speak(stream, count.fetch_add(1, Ordering::SeqCst)));
-            }
-        });
-        Self { url, connections, _tasks: tasks }
-    }
-
-    fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
-}
 
 fn client(base: &str, change: impl FnOnce(&mut raw::Upstream)) -> (Client, Arc<Metrics>) {
     let mut settings = Settings::default();
@@ -137,6 +104,20 @@ async fn h2_request(stream: &mut TcpStream) -> bool {
     }
 }
 
+/// A server that answers the request of each HTTP/2 connection with these frames, and closes it.
+async fn framed(frames: Vec<u8>) -> Chaos {
+    let frames = Arc::new(frames);
+    Chaos::start(move |mut stream, _| {
+        let frames = frames.clone();
+        async move {
+            if h2_request(&mut stream).await {
+                let _ = stream.write_all(&frames).await;
+            }
+        }
+    })
+    .await
+}
+
 /// Keeps the connection and says nothing more.
 async fn freeze(stream: TcpStream) {
     std::future::pending::<()>().await;
@@ -172,7 +153,7 @@ async fn without_a_connection_nothing_was_sent_and_the_reason_is_told_and_counte
     assert_eq!((delivery, connects(&metrics, "tcp")), (CONNECT, 1), "{text}");
     assert!(text.contains("refused"), "{text}");
 
-    let silent = Server::start(|stream, _| freeze(stream)).await;
+    let silent = Chaos::start(|stream, _| freeze(stream)).await;
     let (delivery, text, metrics) = failure(&silent.url, |upstream| {
         upstream.proxy.clone_from(&silent.url);
         upstream.connect_timeout = millis(200);
@@ -194,7 +175,7 @@ async fn without_a_connection_nothing_was_sent_and_the_reason_is_told_and_counte
     assert_eq!((delivery, connects(&metrics, "timeout")), (CONNECT, 1), "{text}");
     assert!(text.contains("it waited for the server's first frame"), "{text}");
 
-    let plain = Server::start(|mut stream, _| async move {
+    let plain = Chaos::start(|mut stream, _| async move {
         let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         freeze(stream).await;
     })
@@ -206,7 +187,7 @@ async fn without_a_connection_nothing_was_sent_and_the_reason_is_told_and_counte
     assert_eq!((delivery, connects(&metrics, "protocol")), (CONNECT, 1), "{text}");
     assert!(text.contains("does not speak HTTP/2"), "{text}");
 
-    let closing = Server::start(|stream, _| async move { drop(stream) }).await;
+    let closing = Chaos::start(|stream, _| async move { drop(stream) }).await;
     let (delivery, text, metrics) = failure(&closing.url, h2).await;
     assert_eq!((delivery, connects(&metrics, "protocol")), (CONNECT, 1), "{text}");
     assert_eq!(metrics.upstream_connections.get(), 0);
@@ -220,7 +201,7 @@ async fn an_answer_that_breaks_off_leaves_doubt() {
         (b"SSH-2.0-OpenSSH_9.6\r\n", "no HTTP"),
         (b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", "a frame"),
     ] {
-        let server = Server::start(move |mut stream, _| async move {
+        let server = Chaos::start(move |mut stream, _| async move {
             if h1_request(&mut stream).await {
                 let _ = stream.write_all(answer).await;
             }
@@ -244,16 +225,7 @@ async fn over_h2_only_what_the_server_says_it_did_not_process_was_not_sent() {
         (Vec::new(), CUT, "the end"),
         (b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), CUT, "no frame"),
     ] {
-        let frames = Arc::new(frames);
-        let server = Server::start(move |mut stream, _| {
-            let frames = frames.clone();
-            async move {
-                if h2_request(&mut stream).await {
-                    let _ = stream.write_all(&frames).await;
-                }
-            }
-        })
-        .await;
+        let server = framed(frames).await;
         let (found, text, _) = failure(&server.url, h2).await;
         assert_eq!(found, delivery, "{what}: {text}");
         assert_eq!(server.connections(), 1, "{what}: nothing is sent twice");
@@ -262,7 +234,7 @@ async fn over_h2_only_what_the_server_says_it_did_not_process_was_not_sent() {
 
 #[tokio::test]
 async fn a_frozen_h2_connection_is_found_by_ping_and_cut_and_the_next_request_makes_another() {
-    let server = Server::start(|mut stream, number| async move {
+    let server = Chaos::start(|mut stream, number| async move {
         if h2_request(&mut stream).await {
             if number > 0 {
                 // :status 200, end of the stream.
@@ -283,10 +255,7 @@ async fn a_frozen_h2_connection_is_found_by_ping_and_cut_and_the_next_request_ma
         assert!(matches!(of_error(&error), CUT | UNSENT), "{error}");
     }
     // This server answers no PING, so that a slow machine may need more than one.
-    let until = tokio::time::Instant::now() + PATIENCE;
-    while ask(&client, &server.url).await.is_err() {
-        assert!(tokio::time::Instant::now() < until, "no connection is made");
-    }
+    until_async("a connection is made", async || ask(&client, &server.url).await.is_ok()).await;
     assert!(server.connections() > 1 && connects(&metrics, "ok") > 1);
 }
 
@@ -310,9 +279,9 @@ async fn futures_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Outp
 }
 
 /// A server that answers each request with its connection's number, and tells of each connection's end.
-async fn numbered() -> (Server, mpsc::UnboundedReceiver<usize>) {
+async fn numbered() -> (Chaos, mpsc::UnboundedReceiver<usize>) {
     let (tell, ends) = mpsc::unbounded_channel();
-    let server = Server::start(move |mut stream, number| {
+    let server = Chaos::start(move |mut stream, number| {
         let tell = tell.clone();
         async move {
             while h1_request(&mut stream).await {
@@ -366,12 +335,14 @@ async fn what_is_under_way_outlives_the_age_of_its_connection() {
     let go = Arc::new(Notify::new());
     let (tell, mut ends) = mpsc::unbounded_channel();
     let held = go.clone();
-    let server = Server::start(move |mut stream, number| {
+    let server = Chaos::start(move |mut stream, number| {
         let (go, tell) = (held.clone(), tell.clone());
         async move {
             while h1_request(&mut stream).await {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na").await.unwrap();
-                go.notified().await;
+                if number == 0 {
+                    go.notified().await;
+                }
                 stream.write_all(b"b").await.unwrap();
             }
             let _ = tell.send(number);
@@ -380,7 +351,9 @@ async fn what_is_under_way_outlives_the_age_of_its_connection() {
     .await;
     let (client, _) = client(&server.url, |upstream| upstream.connection_max_age = millis(200));
     let response = client.send(request(&server.url)).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // A younger one has ended by its age: then that of the first has passed, too.
+    assert_eq!(ask(&client, &server.url).await.unwrap(), "ab");
+    assert_eq!((told(&mut ends).await, server.connections()), (1, 2));
     assert!(ends.try_recv().is_err(), "it is under way");
     go.notify_one();
     let body = Body::from(response.into_body()).collect(10).await.unwrap();
@@ -394,7 +367,7 @@ async fn over_h2_all_share_a_connection_until_its_age() {
     let (tell_held, mut held_ones) = mpsc::unbounded_channel();
     let go = Arc::new(Notify::new());
     let held = go.clone();
-    let server = Server::start(move |stream, number| {
+    let server = Chaos::start(move |stream, number| {
         let (tell, tell_held, go) = (tell.clone(), tell_held.clone(), held.clone());
         async move {
             let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
@@ -433,11 +406,8 @@ async fn over_h2_all_share_a_connection_until_its_age() {
     });
     let first = told(&mut held_ones).await;
     // Until a request finds that the slow one's connection is too old.
-    let until = tokio::time::Instant::now() + PATIENCE;
-    while ask(&client, &server.url).await.unwrap() == first.to_string() {
-        assert!(tokio::time::Instant::now() < until, "the age never comes");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let is_another = async || ask(&client, &server.url).await.unwrap() != first.to_string();
+    until_async("the age comes", is_another).await;
     go.notify_one();
     let response = slow.await.unwrap().unwrap();
     assert_eq!(Body::from(response.into_body()).collect(10).await.unwrap(), first.to_string());
@@ -450,10 +420,10 @@ async fn over_h2_all_share_a_connection_until_its_age() {
 }
 
 /// A tunnel that answers the first CONNECT, and the others when it is told.
-async fn slow_tunnels(answer: &'static str) -> (Server, Arc<Notify>) {
+async fn slow_tunnels(answer: &'static str) -> (Chaos, Arc<Notify>) {
     let go = Arc::new(Notify::new());
     let held = go.clone();
-    let server = Server::start(move |mut stream, number| {
+    let server = Chaos::start(move |mut stream, number| {
         let go = held.clone();
         async move {
             let mut head = Vec::new();
@@ -495,7 +465,7 @@ async fn who_leaves_costs_no_other_one_its_connection() {
     for refused in 0..=2 {
         let finish = Arc::new(Notify::new());
         let held = finish.clone();
-        let server = Server::start(move |mut stream, _| {
+        let server = Chaos::start(move |mut stream, _| {
             let finish = held.clone();
             async move {
                 while h1_request(&mut stream).await {
@@ -513,29 +483,19 @@ async fn who_leaves_costs_no_other_one_its_connection() {
         });
         // Takes the good tunnel and keeps it busy.
         let first = client.send(request(&server.url)).await.unwrap();
-        let until = tokio::time::Instant::now() + PATIENCE;
         let begin = || {
             let (client, base) = (client.clone(), server.url.clone());
             tokio::spawn(async move { ask(&client, &base).await })
         };
-        let asked_for = async |tunnel: usize| {
-            while tunnels.connections() < tunnel {
-                assert!(tokio::time::Instant::now() < until, "no tunnel {tunnel} is asked for");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
         let leaver = begin();
-        asked_for(2).await;
+        tunnels.reached(2).await;
         let stayer = begin();
-        asked_for(3).await;
+        tunnels.reached(3).await;
         leaver.abort();
         let _ = leaver.await;
         for number in 1..=refused {
             go.notify_one();
-            while connects(&metrics, "proxy") < number {
-                assert!(tokio::time::Instant::now() < until, "nothing is refused");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            until_async("it is refused", async || connects(&metrics, "proxy") >= number).await;
         }
         // The failure of one attempt, begun by the one who has left, is nobody's while the other is under way.
         if refused == 2 {
@@ -563,7 +523,7 @@ async fn a_closed_connection_keeps_no_good_one_out_of_the_pool() {
     let (tell, mut asked) = mpsc::unbounded_channel();
     let (go, held) = (Arc::new(Notify::new()), close.clone());
     let answer = go.clone();
-    let server = Server::start(move |mut stream, number| {
+    let server = Chaos::start(move |mut stream, number| {
         let (tell, go, close) = (tell.clone(), answer.clone(), held.clone());
         async move {
             while h1_request(&mut stream).await {
@@ -581,25 +541,19 @@ async fn a_closed_connection_keeps_no_good_one_out_of_the_pool() {
     })
     .await;
     let (client, metrics) = client(&server.url, |upstream| upstream.max_idle = 1);
-    let until = tokio::time::Instant::now() + PATIENCE;
-    let wait = async |is_so: &dyn Fn() -> bool| {
-        while !is_so() {
-            assert!(tokio::time::Instant::now() < until, "it never comes");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
     let slow = tokio::spawn({
         let (client, base) = (client.clone(), server.url.clone());
         async move { ask(&client, &base).await }
     });
     assert_eq!(told(&mut asked).await, 0);
     ask(&client, &server.url).await.unwrap();
-    wait(&|| client.idle() == 1).await;
+    until_async("one is idle", async || client.idle() == 1).await;
     close.notify_one();
-    wait(&|| client.idle() == 0 && metrics.upstream_connections.get() == 1).await;
+    let is_gone = async || client.idle() == 0 && metrics.upstream_connections.get() == 1;
+    until_async("it is closed", is_gone).await;
     go.notify_one();
     slow.await.unwrap().unwrap();
-    wait(&|| client.idle() == 1).await;
+    until_async("the slow one is idle", async || client.idle() == 1).await;
     assert_eq!(server.connections(), 2);
 }
 
@@ -608,7 +562,7 @@ async fn the_second_try_takes_none_of_the_connections_that_died_with_the_first_o
     const CONNECTIONS: usize = 200;
     let (tell, mut streams) = mpsc::unbounded_channel();
     let all = Arc::new(tokio::sync::Barrier::new(CONNECTIONS));
-    let server = Server::start(move |mut stream, number| {
+    let server = Chaos::start(move |mut stream, number| {
         let (tell, all) = (tell.clone(), all.clone());
         async move {
             h1_request(&mut stream).await;
@@ -628,11 +582,7 @@ async fn the_second_try_takes_none_of_the_connections_that_died_with_the_first_o
     while held.len() < CONNECTIONS {
         held.push(told(&mut streams).await);
     }
-    let until = tokio::time::Instant::now() + PATIENCE;
-    while client.idle() < CONNECTIONS {
-        assert!(tokio::time::Instant::now() < until, "they never come back");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_async("they come back", async || client.idle() == CONNECTIONS).await;
     drop(held);
     // The runtime hears of all the ends, and this goes on before the connections do.
     tokio::task::yield_now().await;
@@ -648,15 +598,7 @@ async fn over_h2_a_write_without_a_body_leaves_doubt_when_the_connection_ends_as
     for (method, frames, delivery) in
         [(Method::POST, goaway(0), CUT), (Method::POST, reset(7), UNSENT), (Method::GET, goaway(0), UNSENT)]
     {
-        let server = Server::start(move |mut stream, _| {
-            let frames = frames.clone();
-            async move {
-                if h2_request(&mut stream).await {
-                    let _ = stream.write_all(&frames).await;
-                }
-            }
-        })
-        .await;
+        let server = framed(frames).await;
         let (client, _) = client(&server.url, h2);
         let mut request = request(&server.url).map(|_| Body::empty());
         *request.method_mut() = method;
@@ -669,7 +611,7 @@ async fn over_h2_a_write_without_a_body_leaves_doubt_when_the_connection_ends_as
 async fn over_h2_a_failed_attempt_is_one_failure_of_connecting() {
     let go = Arc::new(Notify::new());
     let held = go.clone();
-    let server = Server::start(move |stream, _| {
+    let server = Chaos::start(move |stream, _| {
         let go = held.clone();
         async move {
             go.notified().await;
@@ -682,9 +624,7 @@ async fn over_h2_a_failed_attempt_is_one_failure_of_connecting() {
         upstream.connect_timeout = raw::Span(Duration::from_secs(25));
     });
     let end = async {
-        while server.connections() == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        server.reached(1).await;
         go.notify_one();
         Vec::new()
     };
@@ -696,7 +636,7 @@ async fn over_h2_a_failed_attempt_is_one_failure_of_connecting() {
     assert_eq!(connects(&metrics, "protocol"), 1);
 
     // Silence all have waited out.
-    let silent = Server::start(|stream, _| freeze(stream)).await;
+    let silent = Chaos::start(|stream, _| freeze(stream)).await;
     let (client, metrics) = self::client(&silent.url, |upstream| {
         h2(upstream);
         upstream.connect_timeout = millis(200);
@@ -758,7 +698,7 @@ async fn an_alert_about_our_certificate_is_believed_on_a_new_connection_only() {
 async fn a_hurried_caller_that_gets_no_connection_in_time_blames_nobody() {
     use crate::context::{Call, Credential, Lane, UpstreamRequest};
     use tower::Service as _;
-    let silent = Server::start(|stream, _| freeze(stream)).await;
+    let silent = Chaos::start(|stream, _| freeze(stream)).await;
     let mut settings = Settings::default();
     settings.upstream.base_url = silent.url.replace("http:", "https:");
     settings.upstream.connect_timeout = raw::Span(Duration::from_secs(25));

@@ -28,7 +28,7 @@ use http::Method;
 use npm::PATIENCE;
 use serde_json::Value;
 use std::process::Stdio;
-use support::{Answer, client};
+use support::{Answer, client, try_send};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -80,7 +80,5 @@ impl Simulated {
 
 /// One request past Seawall.
 async fn call(method: Method, url: &str, body: &str) -> Answer {
-    process::try_send(&client(), method, url, &[], body)
-        .await
-        .unwrap_or_else(|error| panic!("{url}: {error}"))
+    try_send(&client(), method, url, &[], body, true).await.unwrap_or_else(|error| panic!("{url}: {error}"))
 }

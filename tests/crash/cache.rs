@@ -3,7 +3,7 @@
 use crate::assert_eventually;
 use crate::process::{Server, Setup};
 use crate::shipments;
-use crate::support::{Answer, simulator};
+use crate::support::{Answer, patch, simulator};
 use http::Method;
 use seawall::sim::Simulator;
 use serde_json::{Value, json};
@@ -148,16 +148,18 @@ async fn what_was_purged_or_invalidated_is_so_after_a_restart() {
     let body = json!({"path": format!("/shipments/{first}"), "soft": false, "reason": "test"});
     let purged = server.admin(Method::POST, "/api/v1/cache/purge", Some(body)).await;
     assert_eq!(purged.json()["purged"], json!({"memory": 1, "disk": 1}), "{purged:?}");
-    let changed =
-        server.send(Method::PATCH, &format!("/shipments/{second}"), &[], &crate::patch("new")).await;
+    let changed = server.send(Method::PATCH, &format!("/shipments/{second}"), &[], &patch("new")).await;
     assert_eq!(changed.status, 200, "{changed:?}");
     let listed = server.admin(Method::GET, "/api/v1/cache/entries?limit=2", None).await.json();
     assert_eq!(listed["entries"].as_array().unwrap().len(), 2, "{listed}");
     let next = format!("/api/v1/cache/entries?limit=2&after={}", listed["next"].as_str().unwrap());
     let rest = server.admin(Method::GET, &next, None).await.json();
     assert_eq!((rest["entries"].as_array().unwrap().len(), &rest["next"]), (1, &Value::Null), "{rest}");
-    // Marks are written behind, within a second.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Marks are written behind, into one log in its order; but a refusal is answered once its own record is on disk.
+    let token = "Bearer sync-key-000001";
+    assert_eq!(get_as(&server, "/ports", token).await.status, 200);
+    simulator.set_tokens(json!({"bad": ["sync-key-000001"]})).unwrap();
+    assert_eq!(get_as(&server, "/ports", token).await.status, 401);
     server.kill();
     outage(&simulator);
 

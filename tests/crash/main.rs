@@ -18,23 +18,12 @@ mod random;
 mod store;
 mod unknown;
 
-use serde_json::Value;
 use support::Answer;
 
 /// The ids of the simulated shipments.
 async fn shipments(server: &process::Server) -> Vec<String> {
     let page = server.get("/shipments?per=12").await.json();
     page["data"]["data"].as_array().unwrap().iter().map(|shipment| shipment["id"].to_string()).collect()
-}
-
-/// A body that sets one value.
-fn patch(value: &str) -> String {
-    format!(r#"{{"metadata":{{"v":["{value}"]}}}}"#)
-}
-
-/// A booking of this name.
-fn booking(name: &str) -> String {
-    format!(r#"{{"name":"{name}"}}"#)
 }
 
 /// The ticket that any answer names.
@@ -46,11 +35,5 @@ fn ticket_of(answer: &Answer) -> String {
 
 /// What took effect, in order: `METHOD path body`.
 fn applied(simulator: &seawall::sim::Simulator) -> Vec<String> {
-    let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or_default().to_owned();
-    simulator.state()["applied"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|entry| format!("{} {} {}", text(entry, "method"), text(entry, "path"), text(entry, "body")))
-        .collect()
+    simulator.state()["applied"].as_array().unwrap().iter().map(support::line).collect()
 }

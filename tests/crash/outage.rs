@@ -2,7 +2,8 @@
 
 use crate::process::Setup;
 use crate::support::{arrivals, simulator, writes};
-use crate::{applied, assert_eventually, booking, patch, shipments};
+use crate::support::{booking, patch};
+use crate::{applied, assert_eventually, shipments};
 use http::Method;
 use seawall::sim::Simulator;
 use serde_json::json;

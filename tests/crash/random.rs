@@ -2,9 +2,9 @@
 //!
 //! `SEAWALL_SEED=N` plays the kills and faults of a seed again; the machine's own timing stays free.
 
-use crate::process::{Setup, try_send};
-use crate::support::{client, simulator};
-use crate::{assert_eventually, booking, patch, shipments};
+use crate::process::Setup;
+use crate::support::{booking, client, patch, simulator, try_send};
+use crate::{assert_eventually, shipments};
 use http::Method;
 use seawall::sim::Simulator;
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ impl Callers {
         let url = self.url.borrow_and_update().clone();
         let fields: Vec<(&str, &str)> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
         // A client of its own: a pool would hold connections to processes that are gone.
-        let told = match try_send(&client(), method, &format!("{url}{path}"), &fields, body).await {
+        let told = match try_send(&client(), method, &format!("{url}{path}"), &fields, body, true).await {
             Ok(answer) => Told {
                 body: body.to_owned(),
                 status: answer.status.as_u16(),
@@ -58,7 +58,7 @@ impl Callers {
         } else if told.status == 202 && fastrand::bool() {
             // Else everything would for ever stand behind the first that was queued.
             let path = format!("{url}/_seawall/writes/{}?wait=1", told.ticket);
-            let _ = try_send(&client(), Method::GET, &path, &[], "").await;
+            let _ = try_send(&client(), Method::GET, &path, &[], "", true).await;
         }
         told
     }

@@ -3,7 +3,8 @@
 
 use crate::process::{Ended, Server, Setup};
 use crate::support::{PATIENCE, arrivals, simulator};
-use crate::{applied, assert_eventually, booking, patch, shipments};
+use crate::support::{booking, patch};
+use crate::{applied, assert_eventually, shipments};
 use http::Method;
 use rustix::process::Signal;
 use serde_json::json;

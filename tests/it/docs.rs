@@ -5,34 +5,46 @@ use seawall::flexport::problem;
 use seawall::ids::WriteId;
 use std::time::Duration;
 
-/// One of each, so that a new variant without a line in the catalogue is found by the compiler's help in `code`.
+/// A list of errors. The match is exhaustive, so that the compiler asks for each new variant.
+macro_rules! one_of_each {
+    ($($name:ident $(($($place:tt)*))? $({$($field:tt)*})?,)*) => {{
+        let all = vec![$(ProxyError::$name $(($($place)*))? $({$($field)*})?),*];
+        for error in &all {
+            match error {
+                $(ProxyError::$name { .. } => {})*
+            }
+        }
+        all
+    }};
+}
+
 fn all() -> Vec<ProxyError> {
     let (retry_after, write_id) = (Duration::from_secs(1), WriteId::random());
     let text = String::new;
-    vec![
-        ProxyError::BreakerOpen { scope: text(), retry_after },
-        ProxyError::Overloaded { what: "x" },
-        ProxyError::RateLimited { retry_after },
-        ProxyError::DeadlineBeforeSending,
-        ProxyError::Connect(text()),
-        ProxyError::Unsent(text()),
-        ProxyError::HeadTimeout,
-        ProxyError::Cut(text()),
-        ProxyError::RequestBody(seawall::http::BodyError::Stopped),
-        ProxyError::BodyTooLarge { limit: 1 },
-        ProxyError::Unauthorized { reason: "x" },
-        ProxyError::BadRequest { field: "x", message: text() },
-        ProxyError::QueueFull { what: text(), retry_after },
-        ProxyError::StoreFailed(text()),
-        ProxyError::OutcomeUnknown { write_id, key: None, is_durable: true },
-        ProxyError::OrderConflict { write_id, retry_after },
-        ProxyError::KeyReused,
-        ProxyError::KeyInFlight { write_id: None },
-        ProxyError::NotFound(text()),
-        ProxyError::Conflict { message: text() },
-        ProxyError::Draining,
-        ProxyError::Internal(text()),
-    ]
+    one_of_each! {
+        BreakerOpen { scope: text(), retry_after },
+        Overloaded { what: "x" },
+        RateLimited { retry_after },
+        DeadlineBeforeSending,
+        Connect(text()),
+        Unsent(text()),
+        HeadTimeout,
+        Cut(text()),
+        RequestBody(seawall::http::BodyError::Stopped),
+        BodyTooLarge { limit: 1 },
+        Unauthorized { reason: "x" },
+        BadRequest { field: "x", message: text() },
+        QueueFull { what: text(), retry_after },
+        StoreFailed(text()),
+        OutcomeUnknown { write_id, key: None, is_durable: true },
+        OrderConflict { write_id, retry_after },
+        KeyReused,
+        KeyInFlight { write_id: None },
+        NotFound(text()),
+        Conflict { message: text() },
+        Draining,
+        Internal(text()),
+    }
 }
 
 #[test]

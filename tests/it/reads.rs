@@ -3,7 +3,7 @@
 use crate::assert_eventually;
 use crate::support::chaos::{self, Chaos};
 use crate::support::scripted::{Scripted, json};
-use crate::support::{Answer, Proxy, TOKEN, arrivals, client, send, simulator};
+use crate::support::{Answer, PATIENCE, Proxy, TOKEN, arrivals, client, send, simulator};
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Empty};
@@ -19,6 +19,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
+
+mod flow;
+mod objects;
 
 /// A breaker that opens soon and stays open.
 const OPENS_SOON: [&str; 5] = [
@@ -456,31 +459,25 @@ async fn an_older_read_that_ends_after_the_newer_one_does_not_take_its_place() {
 }
 
 /// An upstream that answers with a head and then lets the body drip, faster than any idle limit, for ever.
-async fn dripping() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut head = [0; 4096];
-                let _ = stream.read(&mut head).await;
-                let answer =
-                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
-                let mut is_open = stream.write_all(answer.as_bytes()).await.is_ok();
-                // The pace of the drip is what is played.
-                let mut pace = tokio::time::interval(Duration::from_millis(20));
-                while is_open {
-                    pace.tick().await;
-                    is_open = stream.write_all(b"1\r\n \r\n").await.is_ok();
-                }
-            });
+async fn dripping() -> Chaos {
+    Chaos::start(|mut stream, _| async move {
+        chaos::head(&mut stream).await;
+        let answer =
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+        let mut is_open = stream.write_all(answer.as_bytes()).await.is_ok();
+        // The pace of the drip is what is played.
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        while is_open {
+            pace.tick().await;
+            is_open = stream.write_all(b"1\r\n \r\n").await.is_ok();
         }
-    });
-    url
+    })
+    .await
 }
 
 /// A breaker that opens by two failures, and a route with less time than the breaker calls slow.
 const SHORT_ROUTE: &str = "[[route]]\nmethod = \"GET\"\npath = \"/shipments/:id\"\ntimeout = \"500ms\"\n";
+
 const TWO_FAILURES: [&str; 5] = [
     "breaker.consecutive_failures=2",
     "breaker.consecutive_span=1ms",
@@ -491,8 +488,8 @@ const TWO_FAILURES: [&str; 5] = [
 
 #[tokio::test]
 async fn a_body_that_drips_for_ever_frees_its_key_and_its_slot_and_opens_the_breaker() {
-    let url = dripping().await;
-    let proxy = Proxy::configured(&url, &TWO_FAILURES, SHORT_ROUTE, |_| {}).await;
+    let upstream = dripping().await;
+    let proxy = Proxy::configured(&upstream.url, &TWO_FAILURES, SHORT_ROUTE, |_| {}).await;
     assert_eq!(proxy.get("/shipments/1").await.source(), "seawall");
     assert_eventually!(proxy.metric("seawall_upstream_in_flight").await < 0.5);
     // Not one that waits for the first: its key is free.
@@ -505,9 +502,9 @@ async fn a_body_that_drips_for_ever_frees_its_key_and_its_slot_and_opens_the_bre
 
 #[tokio::test]
 async fn a_writes_answer_that_drips_for_ever_is_the_upstreams_failure_and_frees_its_slot() {
-    let url = dripping().await;
+    let upstream = dripping().await;
     let route = SHORT_ROUTE.replace("\"GET\"", "\"PATCH\"");
-    let proxy = Proxy::configured(&url, &TWO_FAILURES, &route, |_| {}).await;
+    let proxy = Proxy::configured(&upstream.url, &TWO_FAILURES, &route, |_| {}).await;
     let answer = proxy.send(Method::PATCH, "/shipments/1", &[], r#"{"metadata":{"a":["b"]}}"#).await;
     assert_eq!(answer.status, 202, "{answer:?}");
     assert_eventually!(proxy.breaker("shipments:write").await["state"] == "open");
@@ -527,346 +524,4 @@ async fn a_hung_upstream_opens_the_breaker_although_the_route_has_less_time_than
         assert!(status == 504 || status == 503, "{status}");
         proxy.breaker("shipments:read").await["state"] == "open"
     });
-}
-
-// === answers that flow ===
-
-/// What is not held back, by far.
-const HALF: usize = 350_000;
-
-/// An upstream of long answers: each is a head, a first half, and, when the test says so, what `rest` says of it. Tells
-/// how many it was asked for.
-async fn in_halves(
-    head: &'static str,
-    half: Vec<u8>,
-    go: Arc<Semaphore>,
-    rest: impl Fn(usize) -> Option<Vec<u8>> + Clone + Send + Sync + 'static,
-) -> (Chaos, Arc<AtomicUsize>) {
-    let asked: Arc<AtomicUsize> = Arc::default();
-    let count = asked.clone();
-    let upstream = Chaos::start(move |mut stream, _| {
-        let (half, go, rest, count) = (half.clone(), go.clone(), rest.clone(), count.clone());
-        async move {
-            while !chaos::head(&mut stream).await.is_empty() {
-                let number = count.fetch_add(1, Ordering::SeqCst);
-                if stream.write_all(head.as_bytes()).await.is_err() || stream.write_all(&half).await.is_err()
-                {
-                    return;
-                }
-                go.acquire().await.unwrap().forget();
-                match rest(number) {
-                    Some(rest) if stream.write_all(&rest).await.is_ok() => {}
-                    _ => return,
-                }
-            }
-        }
-    })
-    .await;
-    (upstream, asked)
-}
-
-/// Asks on a connection of its own.
-async fn ask(proxy: &Proxy, path: &str, version: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
-    let request = format!(
-        "GET {path} {version}\r\nhost: seawall\r\nauthorization: {TOKEN}\r\nconnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    stream
-}
-
-/// The head of an answer, whose body is read as the test reads it.
-async fn begun(proxy: &Proxy, path: &str) -> http::Response<hyper::body::Incoming> {
-    let request = Request::builder()
-        .uri(format!("{}{path}", proxy.url))
-        .header("authorization", TOKEN)
-        .body(seawall::http::Body::empty())
-        .unwrap();
-    let response = client().request(request).await.unwrap();
-    assert_eq!(response.status(), 200);
-    response
-}
-
-/// All until the peer closes.
-async fn rest_of(stream: &mut TcpStream) -> Vec<u8> {
-    let mut all = Vec::new();
-    let _ =
-        tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut all)).await.expect("it ends");
-    all
-}
-
-const DOCUMENT: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/pdf\r\ncontent-length: 700000\r\n\
-    cache-control: max-age=600\r\n\r\n";
-
-#[tokio::test]
-async fn a_700_kb_document_reaches_its_caller_while_the_upstream_sends_and_is_kept() {
-    let go = Arc::new(Semaphore::new(0));
-    let (upstream, asked) =
-        in_halves(DOCUMENT, vec![b'a'; HALF], go.clone(), |_| Some(vec![b'b'; HALF])).await;
-    let proxy = Proxy::start(&upstream.url, &[]).await;
-    let mut stream = ask(&proxy, "/documents/d1/download", "HTTP/1.1").await;
-    let head = chaos::head(&mut stream).await;
-    assert_eq!(chaos::field(&head, "content-length"), Some("700000"), "{head}");
-    assert_eq!(chaos::field(&head, "seawall-source"), Some("upstream"));
-    assert!(chaos::field(&head, "cache-status").unwrap().contains("; stored; "), "{head}");
-    let mut half = vec![0; HALF];
-    stream.read_exact(&mut half).await.unwrap();
-    assert!(half.iter().all(|byte| *byte == b'a'));
-    go.add_permits(1);
-    let rest = rest_of(&mut stream).await;
-    assert!(rest.len() == HALF && rest.iter().all(|byte| *byte == b'b'));
-    let again = proxy.get("/documents/d1/download").await;
-    assert_eq!((again.source(), again.field("content-length")), ("cache", "700000"));
-    assert!(again.body[..HALF] == half && again.body[HALF..] == rest);
-    assert_eq!(asked.load(Ordering::SeqCst), 1);
-}
-
-#[tokio::test]
-async fn a_long_page_reaches_its_caller_rewritten_while_the_upstream_sends() {
-    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len()).into_bytes();
-    let first = format!("{{\"data\":[\"{}\",", "x".repeat(200_000));
-    let last = r#"{"self":"https://api.flexport.com/shipments/1"}],"error":null}"#;
-    let end = [chunk(last), b"0\r\n\r\n".to_vec()].concat();
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
-    let go = Arc::new(Semaphore::new(0));
-    let (upstream, _) = in_halves(head, chunk(&first), go.clone(), move |_| Some(end.clone())).await;
-    let proxy = Proxy::start(&upstream.url, &[]).await;
-    let mut response = begun(&proxy, "/shipments?page=1").await;
-    let mut all = Vec::new();
-    while all.len() < first.len() {
-        all.extend_from_slice(&response.frame().await.unwrap().unwrap().into_data().unwrap());
-    }
-    go.add_permits(1);
-    all.extend_from_slice(&response.into_body().collect().await.unwrap().to_bytes());
-    let whole = format!("{first}{last}").replace("https://api.flexport.com", &proxy.url);
-    assert!(all == whole.as_bytes());
-    drop(upstream);
-    assert_eventually!(proxy.get("/shipments?page=1").await.source() == "stale");
-    assert!(proxy.get("/shipments?page=1").await.body == whole);
-}
-
-#[tokio::test]
-async fn a_document_that_is_cut_on_its_way_is_cut_for_the_caller_and_the_older_copy_stays() {
-    let document = "HTTP/1.1 200 OK\r\ncontent-type: application/pdf\r\ncontent-length: 700000\r\n\r\n";
-    let chunked = "HTTP/1.1 200 OK\r\ncontent-type: application/pdf\r\ntransfer-encoding: chunked\r\n\r\n";
-    for (head, is_chunked) in [(document, false), (chunked, true)] {
-        let go = Arc::new(Semaphore::new(1));
-        let (half, last) = if is_chunked {
-            (
-                [format!("{HALF:x}\r\n").into_bytes(), vec![b'a'; HALF], b"\r\n".to_vec()].concat(),
-                b"0\r\n\r\n".to_vec(),
-            )
-        } else {
-            (vec![b'a'; HALF], vec![b'b'; HALF])
-        };
-        // The second ends half way.
-        let (upstream, asked) =
-            in_halves(head, half, go.clone(), move |number| (number == 0).then(|| last.clone())).await;
-        let proxy = Proxy::start(&upstream.url, &["probe.enabled=false"]).await;
-        let good = proxy.get("/documents/d1/download").await;
-        assert_eq!((good.status.as_u16(), good.source()), (200, "upstream"));
-        let mut stream = ask(&proxy, "/documents/d1/download", "HTTP/1.1").await;
-        assert!(chaos::head(&mut stream).await.starts_with("HTTP/1.1 200"));
-        let mut begin = vec![0; HALF];
-        stream.read_exact(&mut begin).await.unwrap();
-        go.add_permits(1);
-        let rest = rest_of(&mut stream).await;
-        assert!(rest.len() < 1000 && !rest.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
-        assert_eventually!(proxy.breaker("documents:read").await["in_flight"] == 0);
-        assert_eq!(proxy.breaker("documents:read").await["window"]["failures"], 1);
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
-        drop(upstream);
-        assert_eventually!(proxy.get("/documents/d1/download").await.source() == "stale");
-        assert!(proxy.get("/documents/d1/download").await.body == good.body);
-    }
-}
-
-#[tokio::test]
-async fn a_document_whose_caller_leaves_is_fetched_to_its_end_and_kept() {
-    let go = Arc::new(Semaphore::new(0));
-    let (upstream, asked) =
-        in_halves(DOCUMENT, vec![b'a'; HALF], go.clone(), |_| Some(vec![b'b'; HALF])).await;
-    let proxy = Proxy::start(&upstream.url, &[]).await;
-    let mut stream = ask(&proxy, "/documents/d1/download", "HTTP/1.1").await;
-    assert!(chaos::head(&mut stream).await.starts_with("HTTP/1.1 200"));
-    stream.read_exact(&mut [0; 1000]).await.unwrap();
-    drop(stream);
-    assert_eventually!(proxy.metric("seawall_connections{listener=\"data\"}").await < 1.0);
-    go.add_permits(1);
-    assert_eventually!(proxy.get("/documents/d1/download").await.source() == "cache");
-    assert_eq!(proxy.get("/documents/d1/download").await.body.len(), 2 * HALF);
-    assert_eq!(asked.load(Ordering::SeqCst), 1);
-}
-
-#[tokio::test]
-async fn a_reader_of_a_document_without_end_sets_its_pace() {
-    const FLOOD: usize = 256 << 20;
-    /// More than `cache.max_object` by less than any buffer.
-    const KEPT: usize = (2 << 20) + 1;
-    // What two pairs of socket buffers and our own may hold, and what would have been kept.
-    const BOUND: usize = 48 << 20;
-    let sent = Arc::new(AtomicUsize::new(0));
-    let count = sent.clone();
-    let done = Arc::new(Notify::new());
-    let tell = done.clone();
-    let upstream = Chaos::start(move |mut stream, _| {
-        let (count, tell) = (count.clone(), tell.clone());
-        async move {
-            chaos::head(&mut stream).await;
-            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/pdf\r\n\r\n";
-            stream.write_all(head.as_bytes()).await.unwrap();
-            // So much is taken without a reader: it may yet be kept.
-            stream.write_all(&vec![b'x'; KEPT]).await.unwrap();
-            let more = chaos::pour(&mut stream, &[b'x'; 8192], FLOOD).await;
-            count.store(KEPT + more, Ordering::SeqCst);
-            tell.notify_one();
-        }
-    })
-    .await;
-    let proxy = Proxy::start(&upstream.url, &[]).await;
-    let response = begun(&proxy, "/documents/d1/download").await;
-    done.notified().await;
-    let sent = sent.load(Ordering::SeqCst);
-    assert!(sent < BOUND, "{sent} bytes were taken for a reader that reads none");
-    // All that was sent arrives; it is not kept.
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes().len(), sent);
-    let status = proxy.admin(Method::GET, "/api/v1/status", None).await.json();
-    assert_eq!(status["cache"]["entries"], 0, "{status}");
-}
-
-#[tokio::test]
-async fn http_1_0_gets_a_long_page_whole_or_an_error() {
-    let half = format!("{{\"data\":\"{}", "x".repeat(200_000));
-    // It ends by closing, or in the middle of a chunk.
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n";
-    let chunked =
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n7a120\r\n";
-    for (head, status) in [(head, "HTTP/1.0 200"), (chunked, "HTTP/1.0 502")] {
-        let go = Arc::new(Semaphore::new(1));
-        let (upstream, _) = in_halves(head, half.clone().into_bytes(), go, |_| None).await;
-        let proxy = Proxy::start(&upstream.url, &[]).await;
-        let mut stream = ask(&proxy, "/shipments", "HTTP/1.0").await;
-        let head = chaos::head(&mut stream).await;
-        assert!(head.starts_with(status), "{head}");
-        let length: usize = chaos::field(&head, "content-length").expect("it has a length").parse().unwrap();
-        assert_eq!(rest_of(&mut stream).await.len(), length);
-        assert_eq!(length == half.len(), status.ends_with("200"));
-    }
-}
-
-/// The objects of a page, as they stand there.
-fn listed(page: &[u8]) -> Vec<&str> {
-    type Members<'a> = BTreeMap<&'a str, &'a RawValue>;
-    let envelope: Members<'_> = serde_json::from_slice(page).unwrap();
-    let collection: Members<'_> = serde_json::from_str(envelope["data"].get()).unwrap();
-    let objects: Vec<&RawValue> = serde_json::from_str(collection["data"].get()).unwrap();
-    objects.into_iter().map(RawValue::get).collect()
-}
-
-#[tokio::test]
-async fn what_was_only_seen_in_a_list_is_served_as_an_object_in_an_outage() {
-    let simulator = simulator().await;
-    let sets = ["probe.enabled=false"];
-    let proxy = Proxy::start(&simulator.url(), &sets).await;
-    let pages =
-        [("/shipments?per=3", "/shipments"), ("/ocean/shipment_containers", "/ocean/shipment_containers")];
-    let mut seen = Vec::new();
-    for (page, collection) in pages {
-        let answer = proxy.get(page).await;
-        assert_eq!((answer.status.as_u16(), answer.source()), (200, "upstream"));
-        for text in listed(&answer.body) {
-            let object: serde_json::Value = serde_json::from_str(text).unwrap();
-            seen.push((format!("{collection}/{}", object["id"]), text.to_owned()));
-        }
-    }
-    assert!(seen.len() > 5, "{}", seen.len());
-    let expanded = proxy.get("/bookings?expand=shipment").await.json()["data"]["data"][0]["id"].clone();
-
-    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
-    for (path, object) in &seen {
-        let got = proxy.get(path).await;
-        assert_eq!((got.status.as_u16(), got.source()), (200, "stale"), "{path}");
-        let whole = format!(
-            "{{\"_object\":\"/api/response\",\"self\":\"{}{path}\",\"version\":2,\"data\":{object},\"error\":null}}",
-            proxy.url
-        );
-        assert_eq!(String::from_utf8(got.body.to_vec()).unwrap(), whole);
-        says(&got, &["detail=from-collection"]);
-        assert!(ttl(&got) <= -1);
-        assert!(got.field("age").parse::<u64>().is_ok());
-        assert_ne!(got.field("seawall-data-as-of"), "");
-        assert!(["upstream-error", "breaker-open"].contains(&got.field("seawall-stale-reason")));
-        assert_eq!((got.field("etag"), got.field("content-type")), ("", "application/json"));
-    }
-    let (path, _) = &seen[0];
-    let head = proxy.send(Method::HEAD, path, &[], "").await;
-    assert_eq!((head.status.as_u16(), head.source(), head.body.len()), (200, "stale", 0));
-    for (path, fields) in [
-        (path.clone(), [("flexport-version", "3")]),
-        (path.clone(), [("seawall-stale", "never")]),
-        (path.clone(), [("authorization", "Bearer another-key-of-another-tenant")]),
-        (format!("{path}?expand=legs"), [("accept", "*/*")]),
-        (format!("{path}0"), [("accept", "*/*")]),
-        (format!("/bookings/{expanded}"), [("accept", "*/*")]),
-    ] {
-        let refused = proxy.send(Method::GET, &path, &fields, "").await;
-        assert!(refused.status.is_server_error(), "{path} {fields:?}: {refused:?}");
-        assert_eq!(refused.source(), "seawall");
-    }
-    let counted = proxy.metric("seawall_cache_from_collection_total").await;
-    assert!((counted - (seen.len() as f64 + 1.0)).abs() < 0.5, "{counted}");
-}
-
-#[tokio::test]
-async fn serving_objects_out_of_lists_switches_off_and_on_in_a_running_proxy() {
-    let simulator = simulator().await;
-    let proxy =
-        Proxy::configured(&simulator.url(), &["probe.enabled=false"], "# nothing set\n", |_| {}).await;
-    let id = proxy.get("/shipments?per=1").await.json()["data"]["data"][0]["id"].clone();
-    let path = format!("/shipments/{id}");
-    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
-    assert_eq!(proxy.get(&path).await.source(), "stale");
-    let off = "[[route]]\nmethod = \"GET\"\npath = \"/shipments/:id\"\nobject_fallback = false\n";
-    for (file, source) in [
-        ("cache.object_fallback = false\n", "seawall"),
-        ("# nothing set\n", "stale"),
-        (off, "seawall"),
-        (&format!("cache.object_fallback = false\n{}", off.replace("false", "true")), "stale"),
-    ] {
-        std::fs::write(proxy.dir.path().join("proxy.toml"), file).unwrap();
-        assert_eq!(proxy.admin(Method::POST, "/api/v1/config/reload", None).await.status, 200);
-        let got = proxy.get(&path).await;
-        assert_eq!(got.source(), source, "{file}");
-        assert_eq!(got.status.is_success(), source == "stale");
-    }
-}
-
-#[tokio::test]
-async fn what_was_only_seen_in_a_list_outlives_a_restart_in_an_outage() {
-    let simulator = simulator().await;
-    // Copies are bound to it, and the port is another after the restart.
-    let sets = ["probe.enabled=false", "server.public_url=http://seawall.example"];
-    let mut proxy = Proxy::start(&simulator.url(), &sets).await;
-    let page = proxy.get("/shipments?per=3").await;
-    let in_version = [("flexport-version", "3")];
-    for path in ["/shipments?per=3&page=2", "/shipments?per=3&page=3&expand=legs"] {
-        assert_eq!(proxy.send(Method::GET, path, &in_version, "").await.status, 200);
-    }
-    let ids = async |path: &str| proxy.get(path).await.json()["data"]["data"].clone();
-    let (other, expanded) = (ids("/shipments?per=3&page=2").await, ids("/shipments?per=3&page=3").await);
-    simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
-    proxy.restart().await;
-    for text in listed(&page.body) {
-        let object: serde_json::Value = serde_json::from_str(text).unwrap();
-        let path = format!("/shipments/{}", object["id"]);
-        let got = proxy.get(&path).await;
-        assert_eq!((got.status.as_u16(), got.source()), (200, "stale"), "{path}: {got:?}");
-        assert_eq!(got.json()["data"], object);
-        says(&got, &["detail=from-collection"]);
-        let refused = proxy.send(Method::GET, &path, &in_version, "").await;
-        assert_eq!(refused.source(), "seawall");
-    }
-    let path = |page: &serde_json::Value| format!("/shipments/{}", page[0]["id"]);
-    assert_eq!(proxy.send(Method::GET, &path(&other), &in_version, "").await.source(), "stale");
-    assert_eq!(proxy.send(Method::GET, &path(&expanded), &in_version, "").await.source(), "seawall");
 }

@@ -2,10 +2,8 @@
 
 use crate::assert_eventually;
 use crate::support::scripted::{self, Scripted};
-use crate::support::{Answer, Proxy, arrivals, client, send, simulator, writes};
+use crate::support::{Answer, Proxy, arrivals, booking, patch, simulator, writes};
 use http::Method;
-use seawall::app::App;
-use seawall::config::{Live, LoadArgs};
 use seawall::sim::Simulator;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -18,14 +16,6 @@ const OTHER: (&str, &str) = ("authorization", "Bearer test-api-key-0002");
 async fn shipment(proxy: &Proxy) -> String {
     let page = proxy.get("/shipments?per=1").await.json();
     format!("/shipments/{}", page["data"]["data"][0]["id"])
-}
-
-fn patch(value: &str) -> String {
-    format!(r#"{{"metadata":{{"v":["{value}"]}}}}"#)
-}
-
-fn booking(name: &str) -> String {
-    format!(r#"{{"name":"{name}"}}"#)
 }
 
 fn code(answer: &Answer) -> String {
@@ -436,35 +426,6 @@ async fn what_cannot_be_read_is_refused_with_its_field() {
 
 // --- limits ---
 
-/// A proxy with a configuration file.
-struct Configured {
-    app: App,
-    url: String,
-    _dir: tempfile::TempDir,
-}
-
-impl Configured {
-    async fn start(upstream: &str, text: &str) -> Self {
-        let dir = tempfile::TempDir::new().unwrap();
-        let file = dir.path().join("proxy.toml");
-        std::fs::write(&file, text).unwrap();
-        let sets = [
-            "server.listen=127.0.0.1:0".to_owned(),
-            "admin.listen=127.0.0.1:0".to_owned(),
-            format!("upstream.base_url={upstream}"),
-            format!("data_dir={}", dir.path().join("data").display()),
-        ];
-        let live = Live::load(LoadArgs::new(Some(file), sets.to_vec(), std::iter::empty())).unwrap();
-        let app = App::start(live).await.unwrap_or_else(|error| panic!("{error}"));
-        let url = format!("http://{}", app.data);
-        Self { app, url, _dir: dir }
-    }
-
-    async fn send(&self, method: Method, path: &str, body: &str) -> Answer {
-        send(&client(), method, &format!("{}{path}", self.url), &[], body, true).await
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_too_long_to_wait_and_what_never_waits_passes_or_fails() {
     let simulator = simulator().await;
@@ -479,24 +440,24 @@ method = "PATCH"
 path = "/shipments/:id"
 queue = "never"
 "#;
-    let proxy = Configured::start(&simulator.url(), text).await;
-    let page = proxy.send(Method::GET, "/shipments?per=1", "").await.json();
+    let mut proxy = Proxy::configured(&simulator.url(), &[], text, |_| {}).await;
+    let page = proxy.get("/shipments?per=1").await.json();
     let path = format!("/shipments/{}", page["data"]["data"][0]["id"]);
     let long = booking(&"x".repeat(5000));
-    assert_eq!(proxy.send(Method::POST, "/bookings", &long).await.status, 200);
-    assert_eq!(proxy.send(Method::PATCH, &path, &patch("a")).await.status, 200);
+    assert_eq!(proxy.send(Method::POST, "/bookings", &[], &long).await.status, 200);
+    assert_eq!(proxy.send(Method::PATCH, &path, &[], &patch("a")).await.status, 200);
     let arrived = writes(&simulator);
     assert_eq!(arrived, [format!("POST /bookings {long}"), format!("PATCH {path} {}", patch("a"))]);
 
     simulator.set_faults(json!([{"kind": "refuse"}])).unwrap();
-    let answer = proxy.send(Method::POST, "/bookings", &long).await;
+    let answer = proxy.send(Method::POST, "/bookings", &[], &long).await;
     assert!([502, 503].contains(&answer.status.as_u16()), "{answer:?}");
-    let answer = proxy.send(Method::PATCH, &path, &patch("b")).await;
+    let answer = proxy.send(Method::PATCH, &path, &[], &patch("b")).await;
     assert!([502, 503].contains(&answer.status.as_u16()), "{answer:?}");
     assert!(!answer.field("seawall-source").is_empty());
-    proxy.send(Method::POST, "/bookings", &booking("short")).await.ticket();
+    proxy.send(Method::POST, "/bookings", &[], &booking("short")).await.ticket();
     assert_eq!(writes(&simulator), arrived);
-    assert!(proxy.app.stop().await);
+    assert!(proxy.stop().await);
 }
 
 /// Root may write anywhere, so the disk is made too small instead of read-only.

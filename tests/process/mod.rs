@@ -1,7 +1,7 @@
 //! The real binary as a child process: started, watched, signalled, killed, started again in the same folder.
 
-use crate::support::{Answer, PATIENCE, TOKEN, client};
-use http::{Method, Request};
+use crate::support::{Answer, PATIENCE, client, settings, try_send};
+use http::Method;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustix::process::{Pid, Signal, kill_process};
@@ -9,10 +9,11 @@ use seawall::http::Body;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How the binary is started; the folder outlives it.
@@ -35,8 +36,8 @@ pub struct Server {
     pub url: String,
     /// Base URL of the admin listener.
     pub admin: String,
-    stderr: Arc<Mutex<String>>,
-    stdout: Arc<Mutex<String>>,
+    stderr: watch::Receiver<String>,
+    stdout: watch::Receiver<String>,
     http: Client<HttpConnector, Body>,
     /// Not removed while the process uses it.
     _dir: Arc<TempDir>,
@@ -56,25 +57,8 @@ impl Setup {
     /// In front of `upstream`, with waits that suit a test; later settings win.
     pub fn new(upstream: &str, sets: &[&str]) -> Self {
         let dir = Arc::new(TempDir::new().unwrap());
-        let mut all: Vec<String> = [
-            "server.listen=127.0.0.1:0",
-            "admin.listen=127.0.0.1:0",
-            "telemetry.log=info,seawall=debug",
-            "breaker.open_wait=300ms",
-            "breaker.open_wait_max=600ms",
-            "probe.interval=200ms",
-            "queue.backoff=100ms",
-            "queue.backoff_max=500ms",
-            "server.drain.grace=2s",
-            "store.lock_wait=2s",
-        ]
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-        all.push(format!("upstream.base_url={upstream}"));
-        all.push(format!("data_dir={}", dir.path().join("data").display()));
-        all.extend(sets.iter().map(ToString::to_string));
-        Self { dir, sets: all, env: Vec::new(), config: None }
+        let sets = settings(upstream, dir.path(), "info,seawall=debug", sets);
+        Self { dir, sets, env: Vec::new(), config: None }
     }
 
     /// The data folder.
@@ -111,31 +95,24 @@ impl Setup {
         let mut child = self.command("serve").spawn().unwrap();
         let stderr = collect(child.stderr.take().unwrap());
         let stdout = collect(child.stdout.take().unwrap());
+        // Owned from here on by what kills it when it is dropped.
+        let (url, admin) = (String::new(), String::new());
+        let mut server = Server { child, url, admin, stderr, stdout, http: client(), _dir: self.dir.clone() };
+        let mut stderr = server.stderr.clone();
+        let line = |log: &str| log.lines().find(|line| line.contains("Seawall is up")).map(str::to_owned);
+        let up = tokio::time::timeout(PATIENCE, stderr.wait_for(|log| line(log).is_some())).await;
+        let up = up.map(|up| up.map(|log| line(&log).unwrap()));
+        let line = match up {
+            Ok(Ok(line)) => line,
+            Ok(Err(_)) => panic!("ended instead of starting: {:?}\n{}", server.exit().await, server.log()),
+            Err(late) => panic!("did not start, {late}:\n{}", server.log()),
+        };
+        let field = |name: &str| {
+            let at = line.find(name).unwrap_or_else(|| panic!("no {name} in {line}"));
+            format!("http://{}", line[at + name.len()..].split_whitespace().next().unwrap())
+        };
+        (server.url, server.admin) = (field(" data="), field(" admin="));
         let deadline = Instant::now() + PATIENCE;
-        let (data, admin) = loop {
-            let log = stderr.lock().unwrap().clone();
-            if let Some(line) = log.lines().find(|line| line.contains("Seawall is up")) {
-                let field = |name: &str| {
-                    let at = line.find(name).unwrap_or_else(|| panic!("no {name} in {line}"));
-                    line[at + name.len()..].split_whitespace().next().unwrap().to_owned()
-                };
-                break (field(" data="), field(" admin="));
-            }
-            if let Some(status) = child.try_wait().unwrap() {
-                panic!("ended with {status} instead of starting:\n{}", stderr.lock().unwrap());
-            }
-            assert!(Instant::now() < deadline, "did not start:\n{log}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        };
-        let server = Server {
-            child,
-            url: format!("http://{data}"),
-            admin: format!("http://{admin}"),
-            stderr,
-            stdout,
-            http: client(),
-            _dir: self.dir.clone(),
-        };
         loop {
             let ready = server.try_admin(Method::GET, "/readyz", None).await;
             if ready.as_ref().is_ok_and(|answer| answer.status == 200) {
@@ -151,23 +128,14 @@ impl Setup {
         let mut child = self.command(command).spawn().unwrap();
         let stderr = collect(child.stderr.take().unwrap());
         let stdout = collect(child.stdout.take().unwrap());
-        let status = wait(&mut child, PATIENCE).await;
-        if status.is_none() {
+        let has_ended = ended([&stderr, &stdout]).await;
+        if !has_ended {
             let _ = child.kill();
-            let _ = child.wait();
         }
-        // The pipes end with the process; the collectors need a moment for the last lines.
-        let deadline = Instant::now() + PATIENCE;
-        while Arc::strong_count(&stderr) + Arc::strong_count(&stdout) > 2 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let text = |text: &Arc<Mutex<String>>| text.lock().unwrap().clone();
-        let ended = Ended {
-            code: status.and_then(|status| status.code()),
-            stdout: text(&stdout),
-            stderr: text(&stderr),
-        };
-        assert!(status.is_some(), "`{command}` did not end: {ended:?}");
+        let status = child.wait().unwrap();
+        let ended =
+            Ended { code: status.code(), stdout: stdout.borrow().clone(), stderr: stderr.borrow().clone() };
+        assert!(has_ended, "`{command}` did not end: {ended:?}");
         ended
     }
 }
@@ -177,12 +145,12 @@ impl Setup {
 impl Server {
     /// What it has logged so far.
     pub fn log(&self) -> String {
-        self.stderr.lock().unwrap().clone()
+        self.stderr.borrow().clone()
     }
 
     /// What it wrote to standard output.
     pub fn stdout(&self) -> String {
-        self.stdout.lock().unwrap().clone()
+        self.stdout.borrow().clone()
     }
 
     /// Its process id.
@@ -202,9 +170,12 @@ impl Server {
         kill_process(pid, signal).unwrap();
     }
 
-    /// Its exit code, once it has ended by itself.
+    /// Its exit code, once it has ended by itself; its whole log is there then.
     pub async fn exit(&mut self) -> Option<i32> {
-        wait(&mut self.child, PATIENCE).await.and_then(|status| status.code())
+        if !ended([&self.stderr, &self.stdout]).await {
+            return None;
+        }
+        self.child.wait().unwrap().code()
     }
 
     /// SIGTERM, and a clean exit.
@@ -233,7 +204,7 @@ impl Server {
         fields: &[(&str, &str)],
         body: &str,
     ) -> Result<Answer, String> {
-        try_send(&self.http, method, &format!("{}{path}", self.url), fields, body).await
+        try_send(&self.http, method, &format!("{}{path}", self.url), fields, body, true).await
     }
 
     /// A request to the admin API.
@@ -243,8 +214,7 @@ impl Server {
 
     async fn try_admin(&self, method: Method, path: &str, body: Option<Value>) -> Result<Answer, String> {
         let body = body.map_or_else(String::new, |body| body.to_string());
-        let none = &[("authorization", "")];
-        try_send(&self.http, method, &format!("{}{path}", self.admin), none, &body).await
+        try_send(&self.http, method, &format!("{}{path}", self.admin), &[], &body, false).await
     }
 
     /// All writes that the queue knows, as the admin API lists them.
@@ -290,59 +260,28 @@ impl Drop for Server {
     }
 }
 
-/// One request, read whole. An empty field is left out; the usual token is added unless `authorization` is given.
-pub async fn try_send(
-    http: &Client<HttpConnector, Body>,
-    method: Method,
-    url: &str,
-    fields: &[(&str, &str)],
-    body: &str,
-) -> Result<Answer, String> {
-    let mut request = Request::builder().method(method).uri(url);
-    if !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) {
-        request = request.header("authorization", TOKEN);
-    }
-    for (name, value) in fields.iter().filter(|(name, value)| !(*name == "authorization" && value.is_empty()))
-    {
-        request = request.header(*name, *value);
-    }
-    if !body.is_empty() {
-        request = request.header("content-type", "application/json");
-    }
-    let request = request.body(Body::from(body.to_owned())).map_err(|error| error.to_string())?;
-    let response = tokio::time::timeout(PATIENCE, http.request(request))
-        .await
-        .map_err(|_| "no answer within a minute".to_owned())?
-        .map_err(|error| format!("{error:?}"))?;
-    let (parts, body) = response.into_parts();
-    let body = Body::from(body).collect(64 << 20).await.map_err(|error| error.to_string())?;
-    Ok(Answer { status: parts.status, fields: parts.headers, body })
+/// Until both pipes have ended, which they do with the process; whether they did within [`PATIENCE`].
+async fn ended(pipes: [&watch::Receiver<String>; 2]) -> bool {
+    let over = async {
+        for pipe in pipes {
+            let mut pipe = pipe.clone();
+            while pipe.changed().await.is_ok() {}
+        }
+    };
+    tokio::time::timeout(PATIENCE, over).await.is_ok()
 }
 
-async fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let deadline = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(status);
-        }
-        if Instant::now() >= deadline {
-            return None;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-/// Reads a pipe to its end in a thread of its own, so that the child never waits for us.
-fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
-    let text: Arc<Mutex<String>> = Arc::default();
-    let sink = text.clone();
+/// Reads a pipe to its end in a thread of its own, so that the child never waits for us. The channel ends with it.
+fn collect(pipe: impl std::io::Read + Send + 'static) -> watch::Receiver<String> {
+    let (text, read) = watch::channel(String::new());
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines() {
             let Ok(line) = line else { return };
-            let mut text = sink.lock().unwrap();
-            text.push_str(&line);
-            text.push('\n');
+            text.send_modify(|text| {
+                text.push_str(&line);
+                text.push('\n');
+            });
         }
     });
-    text
+    read
 }

@@ -93,14 +93,13 @@ struct Soak {
 }
 
 impl Soak {
-    async fn begin(store: MemStore, flexport: Arc<Flexport>, seed: u64) -> Self {
+    async fn begin(store: MemStore, flexport: Arc<Flexport>, clock: Clock, seed: u64) -> Self {
         let life = Arc::new(Life {
             flexport,
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
             well: Mutex::default(),
             dead: Mutex::default(),
         });
-        let clock = Clock::anchored("2026-01-01T00:00:00Z".parse().unwrap());
         let current = Arc::new(Mutex::new(snapshot(Settings::default(), 1)));
         let (changes, receiver) = watch::channel(0);
         let tasks = Tasks::new();
@@ -130,7 +129,7 @@ impl Soak {
         self.rig.queue.stop.cancel();
         self.rig.queue.give_up.cancel();
         self.rig.tasks.stop(Duration::from_secs(1)).await;
-        Self::begin(store, self.life.flexport.clone(), seed).await
+        Self::begin(store, self.life.flexport.clone(), self.rig.clock, seed).await
     }
 
     fn start(&self, request: Request<Body>) -> tokio::task::JoinHandle<Sent> {
@@ -142,7 +141,7 @@ impl Soak {
 async fn soak(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let flexport: Arc<Flexport> = Arc::default();
-    let mut soak = Soak::begin(MemStore::new(), flexport.clone(), seed).await;
+    let mut soak = Soak::begin(MemStore::new(), flexport.clone(), first_clock(), seed).await;
     let mut next = 0u64;
     // Creates by what their callers were told; values by path.
     let (mut live, mut queued, mut unknown, mut refused) =

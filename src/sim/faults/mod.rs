@@ -216,7 +216,7 @@ impl Pattern {
     fn parse(text: &str) -> Self {
         match text.strip_suffix('*') {
             Some(prefix) => Self::Prefix(prefix.to_owned()),
-            None => Self::Template(text.split('/').map(str::to_owned).collect()),
+            None => Self::Template(without_slash(text).split('/').map(str::to_owned).collect()),
         }
     }
 
@@ -224,7 +224,8 @@ impl Pattern {
         match self {
             Self::Prefix(prefix) => path.starts_with(prefix),
             Self::Template(parts) => {
-                let mut segments = path.split('/');
+                // `/invoices/?per=1` is the list, too: the real API's own links have this form.
+                let mut segments = without_slash(path).split('/');
                 parts.iter().all(|part| {
                     segments.next().is_some_and(|segment| {
                         part == segment || (part.starts_with(':') && !segment.is_empty())
@@ -233,6 +234,11 @@ impl Pattern {
             }
         }
     }
+}
+
+/// A path without the one slash at its end, if it has one.
+fn without_slash(path: &str) -> &str {
+    path.strip_suffix('/').unwrap_or(path)
 }
 
 #[cfg(test)]
@@ -301,6 +307,12 @@ mod tests {
         assert!(!template.matches("/shipments"));
         assert!(!template.matches("/shipments/"));
         assert!(!template.matches("/shipments/12/x"));
+        assert!(template.matches("/shipments/12/") && !template.matches("/shipments/12//"));
+        let list = Pattern::parse("/invoices");
+        assert!(list.matches("/invoices") && list.matches("/invoices/"));
+        assert!(!list.matches("/invoices//") && !list.matches("/invoices/1"));
+        // However it was written.
+        assert!(Pattern::parse("/invoices/").matches("/invoices") && Pattern::parse("/").matches("/"));
         assert!(Pattern::parse("/ship*").matches("/shipment_legs/3"));
         assert!(Pattern::parse("*").matches("/anything"));
     }

@@ -252,6 +252,20 @@ pub(in crate::sim) fn booking(
     let incoterm = INCOTERMS[rng.usize(..INCOTERMS.len())];
     let weight = rng.f64() * 8000.0 + 150.0;
     let count = rng.u32(1..300);
+    let carriage = |mut booking: Value| {
+        let shared = json!({
+            "incoterm": incoterm,
+            "wants_pickup_service": true,
+            "wants_delivery_service": true,
+            "origin_port": course.origin.port(),
+            "destination_port": course.destination.port(),
+            "product_descriptions": products,
+        });
+        if let (Value::Object(booking), Value::Object(shared)) = (&mut booking, shared) {
+            booking.extend(shared);
+        }
+        booking
+    };
     json!({
         "metadata": {},
         "_object": "/booking",
@@ -264,7 +278,7 @@ pub(in crate::sim) fn booking(
         "consignee_entity": consignee,
         "notify_party": "Same as consignee",
         "transportation_mode": if course.is_air { "air" } else { "ocean" },
-        "ocean_booking": (!course.is_air).then(|| json!({
+        "ocean_booking": (!course.is_air).then(|| carriage(json!({
             "_object": "/ocean/booking",
             "is_lcl": course.is_lcl,
             "container_counts": {
@@ -274,22 +288,8 @@ pub(in crate::sim) fn booking(
                 "forty_ft_hc": null,
                 "forty_five_ft_hc": null,
             },
-            "incoterm": incoterm,
-            "wants_pickup_service": true,
-            "wants_delivery_service": true,
-            "origin_port": course.origin.port(),
-            "destination_port": course.destination.port(),
-            "product_descriptions": products,
-        })),
-        "air_booking": course.is_air.then(|| json!({
-            "_object": "/air/booking",
-            "incoterm": incoterm,
-            "wants_pickup_service": true,
-            "wants_delivery_service": true,
-            "origin_port": course.origin.port(),
-            "destination_port": course.destination.port(),
-            "product_descriptions": products,
-        })),
+        }))),
+        "air_booking": course.is_air.then(|| carriage(json!({"_object": "/air/booking"}))),
         "trucking_booking": null,
         "origin_address": course.origin.address(Some(&street(rng)), None),
         "cargo_ready_date": plain(course.times[0]),

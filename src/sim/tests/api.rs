@@ -2,6 +2,8 @@
 
 use super::super::seed;
 use super::super::world::{Kind, World, id_text};
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::*;
 
 #[tokio::test]
@@ -73,7 +75,7 @@ async fn filters_select() {
     // Through a reference.
     let path = format!("/ocean/shipment_container_legs?f.shipment_container.container_number={number}");
     assert_eq!(data(&simulator, &path).await["total_count"], 3);
-    assert_eq!(data(&simulator, "/shipments?f.archived_at.exists=true").await["total_count"], 0);
+    assert_eq!(data(&simulator, "/documents?f.archived_at.exists=true").await["total_count"], 0);
     assert!(data(&simulator, "/ports?f.port_type=airport").await["total_count"].as_u64().unwrap() > 3);
     let got = get(&simulator, "/shipments?f.nonsense=1").await;
     assert_eq!(got.status, StatusCode::BAD_REQUEST);
@@ -191,6 +193,19 @@ fn parameters() -> Vec<Parameters> {
     lines.filter(|line| !line.starts_with('#')).map(line).collect()
 }
 
+/// All rows of a list, page by page.
+async fn rows(simulator: &Simulator, path: &str) -> Vec<Value> {
+    let mut rows = Vec::new();
+    for page in 1.. {
+        let got = data(simulator, &format!("{path}&per=100&page={page}")).await;
+        rows.extend(got["data"].as_array().unwrap().iter().cloned());
+        if got["next"].is_null() {
+            break;
+        }
+    }
+    rows
+}
+
 #[tokio::test]
 async fn every_documented_order_and_filter_is_understood() {
     let simulator = start_with(60).await;
@@ -198,11 +213,18 @@ async fn every_documented_order_and_filter_is_understood() {
         let all = data(&simulator, &format!("{path}?per=100")).await;
         assert!(all["total_count"].as_u64().unwrap() > 0, "{path} is empty");
         for order in orders {
-            for direction in ["asc", "desc"] {
-                let page =
-                    data(&simulator, &format!("{path}?sort={order}&direction={direction}&per=100")).await;
-                assert_eq!(page["total_count"], all["total_count"], "{path} {order}");
-            }
+            let up = rows(&simulator, &format!("{path}?sort={order}&direction=asc")).await;
+            let mut down = rows(&simulator, &format!("{path}?sort={order}&direction=desc")).await;
+            assert_eq!(up.len() as u64, all["total_count"].as_u64().unwrap(), "{path} {order}");
+            down.reverse();
+            assert!(up == down, "{path} {order}: down is not up the other way round");
+            // Where the field is one of the objects themselves, its values rise: stamps and dates as text, too.
+            let values: Vec<&Value> =
+                up.iter().map(|row| &row[order]).filter(|value| !value.is_null()).collect();
+            let numbers: Vec<u64> = values.iter().filter_map(|value| value.as_u64()).collect();
+            let texts: Vec<&str> = values.iter().filter_map(|value| value.as_str()).collect();
+            assert!(numbers.is_sorted() && texts.is_sorted(), "{path} {order}");
+            assert_eq!(numbers.len() + texts.len(), values.len(), "{path} {order}");
         }
         for (name, value) in filters {
             let value = match value {
@@ -220,12 +242,66 @@ async fn every_documented_order_and_filter_is_understood() {
             }
             if let Some(field) = name.strip_suffix(".gt") {
                 // What is later and what is not are all that there is.
-                let rest = format!("{field}.lt");
-                let rest = data(&simulator, &format!("{path}?f.{rest}={value}&per=1")).await;
-                let sum = count.unwrap() + rest["total_count"].as_u64().unwrap();
-                assert!(sum <= all["total_count"].as_u64().unwrap(), "{path} f.{name}");
+                let of = async |filter: String| {
+                    data(&simulator, &format!("{path}?f.{field}.{filter}&per=1")).await["total_count"]
+                        .as_u64()
+                        .unwrap()
+                };
+                let sum = count.unwrap() + of(format!("lte={value}")).await;
+                assert_eq!(sum, of("exists=true".to_owned()).await, "{path} f.{name}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_list_has_the_documented_filters_and_those_of_links_and_no_others() {
+    // What no document lists, but links inside objects use.
+    let of_links =
+        [(Kind::BookingLineItem, "booking.id"), (Kind::BookingLineItem, "purchase_order_line_item.id")];
+    let mut documented: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for (path, _, filters) in parameters() {
+        let known = documented.entry(path).or_default();
+        for (name, _) in filters {
+            let ops = [".gt", ".gte", ".lt", ".lte", ".exists", ".any"];
+            let field = ops.iter().find_map(|op| name.strip_suffix(op)).unwrap_or(name);
+            let any = ["metadata", "product_properties"].iter().find(|map| field.starts_with(*map));
+            known.insert(any.map_or_else(|| field.to_owned(), |map| format!("{map}.*")));
+        }
+    }
+    for (kind, name) in of_links {
+        assert!(documented.get_mut(kind.path()).unwrap().insert(name.to_owned()));
+    }
+    let simulator = start().await;
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.is_listed()) {
+        let known: BTreeSet<String> = kind.filters().iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(documented.remove(kind.path()).unwrap(), known, "{}", kind.path());
+        for wrong in ["nonsense", "shipment.nonsense", "_object", "id.x"] {
+            let got = get(&simulator, &format!("{}?f.{wrong}=1", kind.path())).await;
+            assert_eq!(got.status, StatusCode::BAD_REQUEST, "{} f.{wrong}", kind.path());
+        }
+        // Links that objects give are understood.
+        let row = data(&simulator, &format!("{}?per=1", kind.path())).await["data"][0].clone();
+        for link in lists(&row) {
+            let path = link.strip_prefix("https://api.flexport.com").unwrap();
+            assert_eq!(get(&simulator, path).await.status, StatusCode::OK, "{path}");
+        }
+    }
+    assert!(documented.is_empty(), "{documented:?}");
+    let got = get(&simulator, "/events?f.created_at.gte=2026-01-01T00:00:00Z").await;
+    let told = got.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(got.status == StatusCode::BAD_REQUEST && told.contains("type, occurred_at"), "{told}");
+}
+
+/// The links to lists that an object has.
+fn lists(value: &Value) -> Vec<String> {
+    match value {
+        Value::Object(fields) if fields.get("_object") == Some(&json!("/api/refs/collection")) => {
+            vec![fields["link"].as_str().unwrap().to_owned()]
+        }
+        Value::Object(fields) => fields.values().flat_map(lists).collect(),
+        Value::Array(list) => list.iter().flat_map(lists).collect(),
+        _ => Vec::new(),
     }
 }
 

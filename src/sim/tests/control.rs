@@ -119,6 +119,11 @@ async fn another_account_sees_another_world() {
         (&state["counts"]["bookings"], &simulator.state()["counts"]["bookings"]),
         (&json!(21), &json!(20))
     );
+    // Each account has its own writes.
+    assert_eq!((&state["applied"][0]["path"], &state["applied"][1]), (&json!("/bookings"), &json!(null)));
+    let own = simulator.state()["applied"].clone();
+    assert_eq!((&own[0]["path"], &own[1]), (&json!("/oauth/token"), &json!(null)));
+    assert_eq!(own[0]["body"], asked.to_string(), "as it came, like everything here");
     let unknown = control(&simulator, "GET", "/_sim/state?account=c", &json!(null)).await;
     assert!(unknown.json()["error"].as_str().unwrap().starts_with("account:"));
 }
@@ -143,6 +148,10 @@ async fn tokens_are_issued_ten_times_a_day_and_expire_with_the_clock() {
     }
     let eleventh = ask("secret").await;
     assert_eq!(eleventh.status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(eleventh.json()["error_description"].as_str().unwrap().starts_with("at most 10 token requests"));
+    simulator.set_switches(json!({"token_budget": 3})).unwrap();
+    let told = ask("secret").await.json()["error_description"].as_str().unwrap().to_owned();
+    assert!(told.starts_with("at most 3 token requests"), "{told}");
     assert_eq!(simulator.state()["applied"].as_array().unwrap().len(), 9);
     simulator.set_switches(json!({"token_budget": null})).unwrap();
     assert_eq!(ask("secret").await.status, StatusCode::OK);

@@ -1,5 +1,7 @@
 //! Every kind of fault, over real sockets.
 
+use std::sync::Arc;
+
 use super::*;
 
 #[tokio::test]
@@ -37,13 +39,28 @@ async fn a_wrong_fault_is_refused_by_field_and_leaves_the_others() {
     assert_eq!(get(&simulator, "/shipments").await.status, StatusCode::OK);
 }
 
+/// Until a request is there, whatever becomes of it.
+async fn arrived(simulator: &Simulator) {
+    timeout(PATIENCE, async {
+        while simulator.journal().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the request arrives");
+}
+
 #[tokio::test]
 async fn a_late_write_takes_effect_though_its_caller_has_gone() {
     let simulator = start().await;
-    simulator.set_faults(json!([{"kind": "latency", "ms": 60}])).unwrap();
+    simulator.set_faults(json!([{"kind": "latency", "ms": 300}])).unwrap();
     let base = simulator.url();
-    let call = send(&base, "POST", "/bookings", &[], r#"{"name":"late"}"#);
-    assert!(timeout(Duration::from_millis(15), call).await.is_err());
+    let call = tokio::spawn(async move {
+        let _ = send(&base, "POST", "/bookings", &[], r#"{"name":"late"}"#).await;
+    });
+    arrived(&simulator).await;
+    call.abort();
+    assert!(call.await.is_err(), "nobody waits for the answer any more");
     timeout(PATIENCE, async {
         while simulator.state()["applied"].as_array().unwrap().is_empty() {
             tokio::task::yield_now().await;
@@ -51,6 +68,27 @@ async fn a_late_write_takes_effect_though_its_caller_has_gone() {
     })
     .await
     .expect("the write takes effect");
+}
+
+#[tokio::test]
+async fn a_late_write_ends_with_the_simulator() {
+    let simulator = start().await;
+    simulator.set_faults(json!([{"kind": "latency", "ms": 3_600_000}])).unwrap();
+    let base = simulator.url();
+    let call = tokio::spawn(async move {
+        let _ = send(&base, "POST", "/bookings", &[], r#"{"name":"late"}"#).await;
+    });
+    arrived(&simulator).await;
+    let left = Arc::downgrade(&simulator.shared);
+    simulator.shutdown().await;
+    timeout(PATIENCE, async {
+        while left.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("nothing of it is left");
+    call.await.unwrap();
 }
 
 #[tokio::test]
@@ -123,7 +161,9 @@ async fn refuse_ends_by_itself_at_its_instant() {
     let simulator = start().await;
     let until = super::super::shared::now() + Duration::from_millis(80);
     simulator.set_faults(json!([{"kind": "refuse", "until": until.to_string()}])).unwrap();
-    assert!(TcpStream::connect(simulator.addr()).await.is_err());
+    if TcpStream::connect(simulator.addr()).await.is_ok() {
+        assert!(super::super::shared::now() >= until, "it listens again, but too early");
+    }
     timeout(PATIENCE, async {
         while TcpStream::connect(simulator.addr()).await.is_err() {
             tokio::task::yield_now().await;
@@ -145,8 +185,12 @@ async fn a_reset_before_the_headers_is_a_reset() {
 
 /// Reads a raw answer until the connection ends: the bytes, and the error if it was no clean end.
 async fn raw(simulator: &Simulator, path: &str) -> (Vec<u8>, Option<ErrorKind>) {
+    raw_with(simulator, path, "").await
+}
+
+async fn raw_with(simulator: &Simulator, path: &str, fields: &str) -> (Vec<u8>, Option<ErrorKind>) {
     let mut stream = TcpStream::connect(simulator.addr()).await.unwrap();
-    let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer key\r\n\r\n");
+    let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer key\r\n{fields}\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     let end = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the connection ends");
@@ -173,6 +217,39 @@ async fn a_cut_answer_has_its_whole_head_and_half_its_body() {
         assert!(bytes.is_empty());
         assert_eq!(error, end);
     }
+}
+
+#[tokio::test]
+async fn a_broken_answer_has_the_fields_of_a_whole_one() {
+    let simulator = start().await;
+    simulator
+        .set_switches(json!({"validators": true, "cache_control": "max-age=60", "rate_limit_headers": true}))
+        .unwrap();
+    let whole = get(&simulator, "/shipments?per=3").await;
+    let tag = whole.header("etag").to_owned();
+    for fault in [
+        json!([{"kind": "truncate"}]),
+        json!([{"kind": "reset", "at": "mid_body"}]),
+        json!([{"kind": "drip", "bytes": 1 << 20, "every_ms": 1}]),
+        json!([{"kind": "garbage"}]),
+    ] {
+        simulator.set_faults(fault.clone()).unwrap();
+        let (bytes, _) = raw_with(&simulator, "/shipments?per=3", "connection: close\r\n").await;
+        let head = String::from_utf8_lossy(&bytes).split_once("\r\n\r\n").unwrap().0.to_owned();
+        assert!(head.starts_with("HTTP/1.1 200"), "{fault}: {head}");
+        for field in [&format!("etag: {tag}"), "cache-control: max-age=60", "x-ratelimit-limit: "] {
+            assert!(head.contains(field), "{fault}: {head}");
+        }
+    }
+    // Garbage is garbage, also for who has the answer already.
+    let known = [("if-none-match", &*tag)];
+    let got = send(&simulator.url(), "GET", "/shipments?per=3", &known, "").await.unwrap();
+    assert_eq!((got.status, got.header("content-type")), (StatusCode::OK, "application/json"));
+    assert!(!got.body.is_empty() && serde_json::from_slice::<Value>(&got.body).is_err());
+    // A bucket that is not empty tells its own numbers, of answers that break, too.
+    let bucket = json!({"kind": "rate_limit", "per_second": 0.001, "burst": 7});
+    simulator.set_faults(json!([bucket, {"kind": "garbage"}])).unwrap();
+    assert_eq!(get(&simulator, "/shipments?per=3").await.header("x-ratelimit-remaining"), "6");
 }
 
 #[tokio::test]

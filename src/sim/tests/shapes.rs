@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::world::Kind;
+use super::super::world::{Holds, Kind, NULLABLE};
 use super::*;
 
 /// Fields in their order: name and type.
@@ -129,6 +129,115 @@ async fn every_object_has_the_shape_of_the_real_one() {
     ];
     for object in shapes.keys().filter(|object| !rare.contains(object)) {
         assert!(met.contains_key(*object), "no {object} was met: the test is blind to it");
+    }
+}
+
+#[test]
+fn what_writes_take_null_for_may_be_null() {
+    let shapes = shapes();
+    for (object, fields) in NULLABLE {
+        let nullable =
+            shapes[object].iter().filter_map(|(name, types)| Some((*name, types.strip_suffix('?')?)));
+        let expected: Vec<(&str, Holds)> = nullable
+            .map(|(name, types)| {
+                let known = fields.iter().find(|(known, _)| *known == name).map(|(_, holds)| *holds);
+                let holds = match types {
+                    _ if known == Some(Holds::Other) => Holds::Other,
+                    "s" => Holds::Text,
+                    "b" => Holds::Flag,
+                    "i" => Holds::Whole,
+                    "/money" => Holds::Money,
+                    "/address" => Holds::Address,
+                    other => panic!("{object}.{name}: {other}"),
+                };
+                (name, holds)
+            })
+            .collect();
+        assert_eq!(fields, expected, "{object}");
+    }
+}
+
+#[tokio::test]
+async fn a_field_keeps_its_type_and_is_null_only_where_it_may_be() {
+    let simulator = start().await;
+    let (shapes, mut met) = (shapes(), BTreeMap::new());
+    let product = data(&simulator, "/products?per=1").await["data"][0]["id"].clone();
+    let contact = data(&simulator, "/network/contacts?per=1").await["data"][0]["id"].clone();
+    let (product, contact) =
+        (format!("/products/{product}"), format!("/network/contacts/{}", contact.as_str().unwrap()));
+    let line = |line: Value| json!({"invoice_number": "I-7", "line_items": [line]});
+    let cargo = |cargo: Value| json!({"name": "B", "cargo": cargo});
+    for (method, path, body, object) in [
+        ("PATCH", &*product, json!({"description": null, "name": "Mug"}), "/product"),
+        ("PATCH", &*contact, json!({"email": null, "phone_number": "1"}), "/network/contact"),
+        (
+            "POST",
+            "/commercial_invoices",
+            line(json!({
+                "document_line_number": 3, "net_value": {"amount": "1.00"}, "container_number": "C",
+                "manufacturer_address": {"city": "Ulm"}, "manufacturer_name": null, "product": {"id": 1},
+            })),
+            "/commercial_invoice",
+        ),
+        (
+            "POST",
+            "/bookings",
+            cargo(json!({
+                "marks_and_numbers": "M", "contains_non_li_ion_battery": null, "weight": {"value": 2.5},
+                "shipping_units": [{"name": null, "atomic_count": 4}],
+            })),
+            "/booking",
+        ),
+    ] {
+        let got = post(&simulator, method, path, &body).await;
+        assert_eq!(got.status, StatusCode::OK, "{path} {body}: {:?}", got.body);
+        check(&shapes, object, &got.json()["data"], &mut met).unwrap();
+    }
+    for (method, path, body, field) in [
+        ("PATCH", &*product, json!({"name": null}), "name"),
+        ("PATCH", &*product, json!({"description": {"no": "string"}}), "description"),
+        ("PATCH", &*product, json!({"description": ["x"]}), "description"),
+        ("PATCH", &*product, json!({"classifications": [{"codes": [1]}]}), "classifications[0].codes"),
+        ("PATCH", &*contact, json!({"email": 3}), "email"),
+        ("PATCH", &*contact, json!({"name": null}), "name"),
+        (
+            "POST",
+            "/commercial_invoices",
+            line(json!({"container_number": {}})),
+            "line_items[0].container_number",
+        ),
+        (
+            "POST",
+            "/commercial_invoices",
+            line(json!({"document_line_number": "3"})),
+            "line_items[0].document_line_number",
+        ),
+        ("POST", "/commercial_invoices", line(json!({"net_value": 3})), "line_items[0].net_value"),
+        (
+            "POST",
+            "/commercial_invoices",
+            line(json!({"value": {"amount": null}})),
+            "line_items[0].value.amount",
+        ),
+        ("POST", "/bookings", cargo(json!({"weight": null})), "cargo.weight"),
+        ("POST", "/bookings", cargo(json!({"contains_hazmat": null})), "cargo.contains_hazmat"),
+        (
+            "POST",
+            "/bookings",
+            cargo(json!({"shipping_units": [{"count": 1.5}]})),
+            "cargo.shipping_units[0].count",
+        ),
+        (
+            "POST",
+            "/bookings",
+            json!({"name": "B", "ocean_booking": {"product_descriptions": [{"hs_code": 3}]}}),
+            "ocean_booking.product_descriptions[0].hs_code",
+        ),
+    ] {
+        let got = post(&simulator, method, path, &body).await;
+        assert_eq!(got.status, StatusCode::BAD_REQUEST, "{path} {body}: {:?}", got.body);
+        let told = got.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(told.starts_with(field), "{path} {body}: {told}");
     }
 }
 

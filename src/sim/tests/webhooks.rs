@@ -219,10 +219,20 @@ async fn a_wrong_emission_is_named() {
         assert_eq!(got.status, StatusCode::BAD_REQUEST, "{spec}");
         assert!(got.json()["error"].as_str().unwrap().starts_with(name), "{spec}: {}", got.json());
     }
-    let invoice =
-        simulator.emit(json!({"type": "/invoice#invoice_shared", "occurred_at": "2026-05-01T00:00:00Z"}));
-    if let Ok(ids) = invoice {
-        let event = data(&simulator, &format!("/events/{}", ids[0])).await;
-        assert_eq!(event["occurred_at"], "2026-05-01T00:00:00.000Z");
-    }
+}
+
+#[tokio::test]
+async fn an_emission_is_of_what_it_names() {
+    let simulator = start().await;
+    let invoice = data(&simulator, "/invoices?per=1").await["data"][0].clone();
+    let shipment = &invoice["shipments"][0]["id"];
+    let occurred = "2026-05-01T00:00:00Z";
+    let spec = json!({"type": "/invoice#invoice_shared", "shipment_id": shipment, "occurred_at": occurred});
+    let ids = simulator.emit(spec).unwrap();
+    let event = data(&simulator, &format!("/events/{}", ids[0])).await;
+    assert_eq!(
+        (&event["occurred_at"], &event["data"]["shipment"]["id"]),
+        (&json!("2026-05-01T00:00:00.000Z"), shipment)
+    );
+    assert_eq!(event["data"]["resource"]["_object"], "/invoice");
 }

@@ -16,6 +16,7 @@ use http::Uri;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::hex;
 use super::world::Item;
 
 /// Deliveries that are remembered.
@@ -337,11 +338,6 @@ fn whole(
     value.filter(|value| range.contains(value)).ok_or_else(|| {
         format!("webhooks.{field}: must be a number from {} to {}", range.start(), range.end())
     })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 #[cfg(test)]

@@ -155,6 +155,82 @@ impl Kind {
         }
     }
 
+    /// What its list can be filtered by: what is documented, and what the objects' own links to lists use. A part `*`
+    /// stands for any name.
+    pub(in crate::sim) fn filters(self) -> &'static [&'static str] {
+        match self {
+            Self::Shipment => &[
+                "transportation_mode",
+                "status",
+                "statuses",
+                "container_number",
+                "purchase_order",
+                "sku",
+                "updated_at",
+                "master_bill_number",
+                "house_bill_number",
+                "consignee_external_ref",
+                "metadata.*",
+                "wants_freight_management_bco",
+                "wants_flexport_freight",
+                "wants_import_customs_service",
+                "wants_export_customs_service",
+            ],
+            Self::ShipmentLeg => &["shipment.id", "transportation_mode"],
+            Self::Container => &["shipment.id", "container_number", "metadata.*"],
+            Self::ContainerLeg => &["leg.id", "shipment_container.id", "shipment_container.container_number"],
+            Self::Booking => &[
+                "status",
+                "shipment.id",
+                "consignee_entity_ref",
+                "shipper_entity_ref",
+                "cargo_ready_date",
+                "created_at",
+                "metadata.*",
+            ],
+            Self::BookingLineItem => &["purchase_order.id", "booking.id", "purchase_order_line_item.id"],
+            Self::BookingAmendment => &[],
+            Self::Document => &["shipment.id", "document_type", "archived_at", "uploaded_at"],
+            Self::CommercialInvoice => {
+                &["shipment.id", "invoice_number", "involved_party_seller_id", "involved_party_seller_ref"]
+            }
+            Self::CustomsEntry => &["shipment.id"],
+            Self::Invoice => &[
+                "status",
+                "shipment.id",
+                "billed_directly_to_client",
+                "entity.id",
+                "entity.ref",
+                "name",
+                "issued_at",
+                "last_updated_at",
+                "client_id",
+                "shipment_id",
+            ],
+            Self::Product => &["sku", "archived_at", "product_properties.*"],
+            Self::PurchaseOrder => {
+                &["archived_at", "status", "buyer_ref", "seller_ref", "role", "shipment.id", "name"]
+            }
+            Self::PurchaseOrderLineItem => &["purchase_order.id", "line_item_number", "item_key"],
+            Self::Port => &["port_type", "unlocode"],
+            Self::Company => &["ref", "metadata.*"],
+            Self::CompanyEntity => &["ref", "company_id", "company_ref"],
+            Self::Contact => &["company_ref", "company.id", "location.id"],
+            Self::Location => &["ref", "company_ref", "company.id", "contact.id", "metadata.*"],
+            Self::Event => &["type", "occurred_at", "data.shipment.id", "data.resource._object"],
+        }
+    }
+
+    /// Whether its list can be filtered by a path.
+    pub(in crate::sim) fn has_filter(self, path: &[String]) -> bool {
+        self.filters().iter().any(|known| {
+            let mut parts = known.split('.');
+            let is_same =
+                path.iter().all(|part| parts.next().is_some_and(|known| known == "*" || known == part));
+            is_same && parts.next().is_none()
+        })
+    }
+
     /// The paths inside an object that a documented filter name stands for.
     pub(in crate::sim) fn filter_paths(self, field: &str) -> Option<&'static [&'static [&'static str]]> {
         Some(match (self, field) {

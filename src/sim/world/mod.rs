@@ -15,18 +15,20 @@ mod voyage;
 mod write;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::seed;
+use super::{lock, seed};
 
 pub(in crate::sim) use events::Happening;
 pub(in crate::sim) use kind::Kind;
 pub(in crate::sim) use voyage::Voyage;
+#[cfg(test)]
+pub(in crate::sim) use write::{Holds, NULLABLE};
 
 use voyage::Schedule;
 
@@ -327,8 +329,4 @@ pub(in crate::sim) fn id_text(id: &Value) -> String {
 /// A 22-character id.
 pub(in crate::sim) fn text_id(rng: &mut fastrand::Rng) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(rng.u128(..).to_be_bytes())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::super::lock;
 use super::super::query::{Filter, Needle, Op, Query, SortKey};
-use super::{Item, Kind, Selection, World, id_text, lock};
+use super::{Item, Kind, Selection, World, id_text};
 
 /// Selections that are kept.
 const SELECTIONS_KEPT: usize = 64;
@@ -28,10 +29,9 @@ impl World {
     /// The page of a list that a query asks for. The error is a sentence that names the parameter.
     pub(in crate::sim) fn select(&self, kind: Kind, query: &Query) -> Result<Page, String> {
         let items = self.all(kind);
-        let first = items.first().map(|item| &item.value);
         let mut filters = Vec::with_capacity(query.filters.len());
         for filter in &query.filters {
-            filters.push(self.resolve(kind, filter, first)?);
+            filters.push(self.resolve(kind, filter)?);
         }
         let order = query.sort.as_deref().map(|field| self.order(kind, field)).transpose()?;
         let offset = usize::try_from(query.offset()).unwrap_or(usize::MAX);
@@ -131,12 +131,11 @@ impl World {
     }
 
     /// The condition and the paths inside an object that it looks at.
-    fn resolve<'q>(
-        &self,
-        kind: Kind,
-        filter: &'q Filter,
-        first: Option<&Value>,
-    ) -> Result<Resolved<'q>, String> {
+    fn resolve<'q>(&self, kind: Kind, filter: &'q Filter) -> Result<Resolved<'q>, String> {
+        if !kind.has_filter(&filter.path) {
+            let (name, known) = (filter.path.join("."), kind.filters().join(", "));
+            return Err(format!("f.{name}: this list has no such filter; known: {known}"));
+        }
         let field = filter.path[0].as_str();
         if let Some(ids) = self.joined(kind, filter, field) {
             let needles = ids.iter().map(|id| Needle::new(id)).collect();
@@ -158,9 +157,6 @@ impl World {
         let rest = || filter.path[1..].iter().map(String::as_str);
         let paths = match kind.filter_paths(field) {
             Some(paths) => paths.iter().map(|path| path.iter().copied().chain(rest()).collect()).collect(),
-            None if first.is_some_and(|value| value.get(field).is_none()) => {
-                return Err(format!("f.{}: this list has no such filter", filter.path.join(".")));
-            }
             None => vec![filter.path.iter().map(String::as_str).collect()],
         };
         Ok((Cow::Borrowed(filter), paths))

@@ -402,9 +402,11 @@ impl World {
                 ("new_wants_pickup_service", "wants_pickup_service"),
                 ("new_port_of_loading", "origin_port"),
                 ("new_port_of_unloading", "destination_port"),
+                ("new_product_descriptions", "product_descriptions"),
             ] {
+                let is_wanted = !wanted[from].is_null() && wanted[from] != json!([]);
                 for part in ["ocean_booking", "air_booking"] {
-                    if !wanted[from].is_null() && value[part].get(to).is_some() {
+                    if is_wanted && value[part].get(to).is_some() {
                         value[part][to] = wanted[from].clone();
                     }
                 }

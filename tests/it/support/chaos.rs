@@ -2,17 +2,17 @@
 
 use super::PATIENCE;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// An upstream whose connections a test speaks by hand; it ends when it is dropped.
 pub struct Chaos {
     pub url: String,
-    connections: Arc<AtomicUsize>,
+    connections: watch::Receiver<usize>,
     task: JoinHandle<()>,
 }
 
@@ -25,14 +25,15 @@ impl Chaos {
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let connections: Arc<AtomicUsize> = Arc::default();
-        let count = connections.clone();
+        let (count, connections) = watch::channel(0);
         let task = tokio::spawn(async move {
             let mut running = tokio::task::JoinSet::new();
             loop {
                 let Ok((stream, _)) = listener.accept().await else { return };
                 let _ = stream.set_nodelay(true);
-                running.spawn(speak(stream, count.fetch_add(1, Ordering::SeqCst)));
+                let number = *count.borrow();
+                count.send_replace(number + 1);
+                running.spawn(speak(stream, number));
             }
         });
         Self { url, connections, task }
@@ -40,7 +41,14 @@ impl Chaos {
 
     /// How many connections were taken.
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
+        *self.connections.borrow()
+    }
+
+    /// Waits until this many connections were taken.
+    pub async fn reached(&self, count: usize) {
+        let mut connections = self.connections.clone();
+        let reached = tokio::time::timeout(PATIENCE, connections.wait_for(|taken| *taken >= count)).await;
+        reached.expect("the connections are made").expect("it runs");
     }
 }
 
@@ -93,7 +101,7 @@ pub async fn drain(stream: &mut TcpStream) -> String {
 }
 
 /// Whether an answer has come to its end, as far as its head tells; what ends with its connection has not.
-fn is_whole(answer: &[u8]) -> bool {
+pub fn is_whole(answer: &[u8]) -> bool {
     let answer = String::from_utf8_lossy(answer);
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { return false };
     match field(head, "content-length") {
@@ -108,6 +116,31 @@ pub async fn closed(stream: &mut TcpStream) -> String {
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await;
     let _ = read.expect("the peer closes");
     String::from_utf8_lossy(&all).into_owned()
+}
+
+/// More than all socket buffers on the way can hold.
+pub const FLOOD: usize = 256 << 20;
+/// What two pairs of socket buffers and our own may hold.
+pub const BOUND: usize = 48 << 20;
+
+/// An upstream that answers its one request with this head and as much as is taken of a body of [`FLOOD`] bytes, of
+/// which `first` come whether somebody reads or not. Tells how many were taken, once no more are.
+pub async fn flood(answer: String, first: usize) -> (Chaos, oneshot::Receiver<usize>) {
+    let (tell, taken) = oneshot::channel();
+    let tell = Arc::new(Mutex::new(Some(tell)));
+    let answer = Arc::new(answer);
+    let upstream = Chaos::start(move |mut stream, _| {
+        let (tell, answer) = (tell.lock().unwrap().take(), answer.clone());
+        async move {
+            head(&mut stream).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.write_all(&vec![b'x'; first]).await.unwrap();
+            let taken = first + pour(&mut stream, &[b'x'; 8192], FLOOD - first).await;
+            let _ = tell.expect("it is asked once").send(taken);
+        }
+    })
+    .await;
+    (upstream, taken)
 }
 
 /// Counts what is written until nothing is taken for half a second, or `most` bytes were.

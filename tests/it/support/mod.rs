@@ -72,6 +72,39 @@ pub fn client() -> Client<HttpConnector, Body> {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
+/// Settings in front of `upstream`, with everything in `dir` and waits that suit a test; later ones win.
+pub fn settings(upstream: &str, dir: &Path, log: &str, more: &[&str]) -> Vec<String> {
+    let mut all: Vec<String> = [
+        "server.listen=127.0.0.1:0",
+        "admin.listen=127.0.0.1:0",
+        "breaker.open_wait=300ms",
+        "breaker.open_wait_max=600ms",
+        "probe.interval=200ms",
+        "queue.backoff=100ms",
+        "queue.backoff_max=500ms",
+        "server.drain.grace=2s",
+        "store.lock_wait=2s",
+    ]
+    .iter()
+    .map(ToString::to_string)
+    .collect();
+    all.push(format!("telemetry.log={log}"));
+    all.push(format!("upstream.base_url={upstream}"));
+    all.push(format!("data_dir={}", dir.join("data").display()));
+    all.extend(more.iter().map(ToString::to_string));
+    all
+}
+
+/// A body that sets one value.
+pub fn patch(value: &str) -> String {
+    format!(r#"{{"metadata":{{"v":["{value}"]}}}}"#)
+}
+
+/// A booking of this name.
+pub fn booking(name: &str) -> String {
+    format!(r#"{{"name":"{name}"}}"#)
+}
+
 // === impl Proxy ===
 
 impl Proxy {
@@ -88,25 +121,8 @@ impl Proxy {
         if let Some(config) = &config {
             std::fs::write(config, file.replace("{dir}", &dir.path().display().to_string())).unwrap();
         }
-        let mut all: Vec<String> = [
-            "server.listen=127.0.0.1:0",
-            "admin.listen=127.0.0.1:0",
-            "telemetry.log=warn",
-            "breaker.open_wait=300ms",
-            "breaker.open_wait_max=600ms",
-            "probe.interval=200ms",
-            "queue.backoff=100ms",
-            "queue.backoff_max=500ms",
-            "server.drain.grace=2s",
-            "store.lock_wait=2s",
-        ]
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-        all.push(format!("upstream.base_url={upstream}"));
-        all.push(format!("data_dir={}", dir.path().join("data").display()));
-        all.extend(sets.iter().map(ToString::to_string));
-        Self::start_in(dir, config, all).await
+        let sets = settings(upstream, dir.path(), "warn", sets);
+        Self::start_in(dir, config, sets).await
     }
 
     async fn start_in(
@@ -200,7 +216,7 @@ impl Proxy {
     }
 }
 
-/// Sends one request and reads the whole answer.
+/// Sends one request and reads the whole answer, which must come.
 pub async fn send(
     http: &Client<HttpConnector, Body>,
     method: Method,
@@ -209,6 +225,19 @@ pub async fn send(
     body: &str,
     with_token: bool,
 ) -> Answer {
+    let answer = try_send(http, method, url, fields, body, with_token).await;
+    answer.unwrap_or_else(|error| panic!("{url}: {error}"))
+}
+
+/// The same, when there may be no answer. [`TOKEN`] is added if wanted and no other is given.
+pub async fn try_send(
+    http: &Client<HttpConnector, Body>,
+    method: Method,
+    url: &str,
+    fields: &[(&str, &str)],
+    body: &str,
+    with_token: bool,
+) -> Result<Answer, String> {
     let mut request = Request::builder().method(method).uri(url);
     if with_token && !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) {
         request = request.header("authorization", TOKEN);
@@ -219,14 +248,14 @@ pub async fn send(
     if !body.is_empty() && !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
         request = request.header("content-type", "application/json");
     }
-    let request = request.body(Body::from(body.to_owned())).unwrap();
+    let request = request.body(Body::from(body.to_owned())).map_err(|error| error.to_string())?;
     let response = tokio::time::timeout(PATIENCE, http.request(request))
         .await
-        .expect("no answer within a minute")
-        .unwrap_or_else(|error| panic!("{url}: {error:?}"));
+        .map_err(|_| "no answer within a minute".to_owned())?
+        .map_err(|error| format!("{error:?}"))?;
     let (parts, body) = response.into_parts();
-    let body = Body::from(body).collect(64 << 20).await.unwrap();
-    Answer { status: parts.status, fields: parts.headers, body }
+    let body = Body::from(body).collect(64 << 20).await.map_err(|error| error.to_string())?;
+    Ok(Answer { status: parts.status, fields: parts.headers, body })
 }
 
 // === impl Answer ===
@@ -261,11 +290,14 @@ pub fn writes(simulator: &Simulator) -> Vec<String> {
         .journal()
         .iter()
         .filter(|entry| entry["method"] != "GET" && entry["method"] != "HEAD")
-        .map(|entry| {
-            let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
-            format!("{} {} {}", text("method"), text("path"), text("body"))
-        })
+        .map(line)
         .collect()
+}
+
+/// `METHOD path body` of a write.
+pub fn line(entry: &Value) -> String {
+    let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+    format!("{} {} {}", text("method"), text("path"), text("body"))
 }
 
 /// How many requests of this method reached this path.

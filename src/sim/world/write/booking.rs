@@ -222,11 +222,15 @@ fn descriptions(given: &Value, at: &str) -> Result<Value, Refusal> {
         "hs_code": null,
     });
     let mut goods = list(given, &template, at)?;
-    for product in goods.as_array_mut().into_iter().flatten() {
-        if !product["hs_code"].is_object() {
-            let code = product["hs_code"].as_str().unwrap_or_default();
-            product["hs_code"] = seed::hs_code(product["description"].as_str().unwrap_or_default(), code);
-        }
+    let laid = goods.as_array_mut().into_iter().flatten();
+    for (index, (product, given)) in laid.zip(given.as_array().into_iter().flatten()).enumerate() {
+        let description = product["description"].as_str().unwrap_or_default();
+        let of = |code: &str| seed::hs_code(description, code);
+        product["hs_code"] = match &given["hs_code"] {
+            Value::Null => of(""),
+            Value::String(code) => of(code),
+            object => shaped(object, &of(""), &format!("{at}[{index}].hs_code"))?,
+        };
     }
     Ok(goods)
 }

@@ -1,7 +1,7 @@
 //! What writes do to the account: `POST` creates, `PATCH` changes.
 //!
 //! Whatever a caller gives, an object keeps the keys, the order and the types of its kind; what does not fit is
-//! refused by the field's name, what the kind does not have is left out.
+//! refused by the field's name, what the kind does not have is left out. What may be null is listed in `fields`.
 
 mod booking;
 mod fields;
@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 
 use super::super::seed;
 use super::{Item, Kind, Refusal, World};
+#[cfg(test)]
+pub(in crate::sim) use fields::{Holds, NULLABLE};
 use fields::{check_metadata, merge};
 
 impl World {
