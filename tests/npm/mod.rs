@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, Command};
 
 const SANDBOX: &str = "@distributeaid/flexport-api-sandbox";
@@ -23,6 +24,8 @@ pub struct Sandbox {
     pub url: String,
     /// Of the installed package and what it needs.
     folder: PathBuf,
+    /// Once it was ended: its port, at which nobody listens and that nobody else is given.
+    port: Option<TcpSocket>,
 }
 
 // === impl Sandbox ===
@@ -42,12 +45,19 @@ impl Sandbox {
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
         let url = line.expect("the sandbox does not start").unwrap().expect("the sandbox ended at once");
-        Some(Self { process, url, folder })
+        Some(Self { process, url, folder, port: None })
     }
 
-    /// Ends it, at once.
+    /// Ends it, at once. From then on connections to it are refused: its port is taken, so that no other server of
+    /// this machine's comes to stand in its place.
     pub async fn kill(&mut self) {
         self.process.kill().await.unwrap();
+        let port = TcpSocket::new_v4().unwrap();
+        // Its old connections may linger.
+        port.set_reuseaddr(true).unwrap();
+        port.bind(self.url.trim_start_matches("http://").parse().unwrap()).unwrap();
+        port.set_reuseaddr(false).unwrap();
+        self.port = Some(port);
     }
 
     /// The paths of all recorded bodies: those of the files, without `.js`.
