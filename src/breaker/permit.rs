@@ -53,9 +53,10 @@ const ENDED: u64 = u64::MAX;
 
 impl Permit {
     /// A probe's deadline runs from the start of its attempt.
-    fn began(&self, now: u64, limit: u64) {
+    fn began(&self, now: u64) {
         if let Kind::Probe(probe) = &self.kind {
-            self.scope.cell.renew(probe, now.saturating_add(limit), Tally::Failure);
+            let due = now.saturating_add(self.scope.tuning().probe_limit);
+            self.scope.cell.renew(probe, due, Tally::Failure);
         }
     }
 
@@ -85,10 +86,15 @@ impl CallPermits {
         Self { global, group, attempt: AtomicU64::new(NONE) }
     }
 
+    /// What is slow is the group's to say: `global` judges no answers.
+    fn slow(&self) -> Duration {
+        self.group.as_ref().unwrap_or(&self.global).scope.tuning().slow
+    }
+
     fn record(&self, outcome: &AttemptOutcome) {
         let shared = &self.global.scope.shared;
         let now = shared.now();
-        let slow = shared.tuning.load().slow;
+        let slow = self.slow();
         let patience = self.group.as_ref().map_or(slow, |group| group.scope.patience.limit(slow));
         let verdicts = classify::judge(outcome, slow, patience);
         self.global.scope.record(&self.global, verdicts.global, None, now);
@@ -106,10 +112,9 @@ impl AttemptObserver for CallPermits {
         let shared = &self.global.scope.shared;
         let now = shared.now();
         self.attempt.store(now.saturating_add(1), Ordering::Release);
-        let limit = shared.tuning.load().probe_limit;
-        self.global.began(now, limit);
+        self.global.began(now);
         if let Some(group) = &self.group {
-            group.began(now, limit);
+            group.began(now);
         }
     }
 
@@ -124,7 +129,7 @@ impl AttemptObserver for CallPermits {
         let shared = &self.global.scope.shared;
         let now = shared.now();
         let head = AttemptOutcome { delivery, head_after, body: BodyEnd::Complete, retry_after: None };
-        let slow = shared.tuning.load().slow;
+        let slow = self.slow();
         let verdicts = classify::judge(&head, slow, slow);
         self.global.answered(now, verdicts.global);
         if let Some(group) = &self.group {

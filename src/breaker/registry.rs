@@ -22,7 +22,6 @@ use crate::event::{self, Kind as EventKind};
 use crate::flexport::routes::ByGroup;
 use crate::flexport::routes::WriteClass;
 use crate::telemetry::Metrics;
-use arc_swap::ArcSwap;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,7 +99,6 @@ impl Breakers {
         bus: event::Bus,
     ) -> Arc<Self> {
         let shared = Arc::new(Shared {
-            tuning: ArcSwap::from_pointee(Tuning::new(settings, limiter_max, attempt_limit)),
             clock,
             bus,
             changes: watch::Sender::new(0),
@@ -108,7 +106,8 @@ impl Breakers {
             is_untidy: AtomicBool::new(false),
         });
         let scope = |name: String, role, reads| {
-            Arc::new(Scope::new(Arc::from(name), role, reads, shared.clone(), metrics))
+            let tuning = Tuning::of(&name, role, settings, limiter_max, attempt_limit);
+            Arc::new(Scope::new(Arc::from(name), role, tuning, reads, shared.clone(), metrics))
         };
         let global = scope(GLOBAL.to_owned(), Role::Global, None);
         let mut all = vec![global.clone()];
@@ -373,18 +372,15 @@ impl Breakers {
         let Some(cause) = state::trips_everywhere(failing, sum) else { return };
         // What had been counted before `global` closed has had its effect.
         let since = self.global.since();
-        if since <= 1 || state::elapsed(now, since) >= self.shared.tuning.load().window() {
+        let longest = self.all.iter().map(|scope| scope.tuning().window()).max().unwrap_or_default();
+        if since <= 1 || state::elapsed(now, since) >= longest {
             self.global.trip(word, now, cause);
         }
     }
 
     /// Puts other settings into force; states and overrides stay as they are.
     pub fn reconfigure(&self, settings: &raw::Breaker, limiter_max: u32, attempt_limit: Duration) {
-        let tuning = Tuning::new(settings, limiter_max, attempt_limit);
-        let before = self.shared.tuning.swap(Arc::new(tuning.clone()));
-        if before.bucket != tuning.bucket {
-            self.all.iter().for_each(|scope| scope.forget_window());
-        }
+        self.all.iter().for_each(|scope| scope.tune(settings, limiter_max, attempt_limit));
     }
 
     // --- operators ---

@@ -13,9 +13,10 @@ use super::state::{self, Cause, Decided, Input, Machine, Phase, Role, Row, Tunin
 use super::window::{Counts, Window};
 use super::word::{At, Cell, Mode, State, Taken, Tally, Word};
 use crate::clock::{self, Clock};
+use crate::config::raw;
 use crate::event::{self, Kind as EventKind};
 use crate::telemetry::{Metrics, ScopeLabels, TransitionLabels};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -29,7 +30,6 @@ use tokio::time::Instant;
 
 /// What all breakers have in common.
 pub(super) struct Shared {
-    pub(super) tuning: ArcSwap<Tuning>,
     pub(super) clock: Clock,
     pub(super) bus: event::Bus,
     /// Counts transitions and changes of overrides.
@@ -44,6 +44,7 @@ pub(super) struct Scope {
     pub(super) name: Arc<str>,
     pub(super) shared: Arc<Shared>,
     pub(super) cell: Cell,
+    tuning: ArcSwap<Tuning>,
     role: Role,
     /// Of a group's writes: its reads.
     reads: Option<Arc<Scope>>,
@@ -240,6 +241,7 @@ impl Scope {
     pub(super) fn new(
         name: Arc<str>,
         role: Role,
+        tuning: Tuning,
         reads: Option<Arc<Self>>,
         shared: Arc<Shared>,
         metrics: &Metrics,
@@ -249,6 +251,7 @@ impl Scope {
         Self {
             name,
             cell: Cell::new(),
+            tuning: ArcSwap::from_pointee(tuning),
             role,
             reads,
             window: Window::new(),
@@ -282,7 +285,7 @@ impl Scope {
 
     /// Asks for a permit.
     pub(super) fn admit(self: &Arc<Self>, now: At, ask: Ask) -> Result<Permit, Refusal> {
-        let tuning = self.shared.tuning.load();
+        let tuning = self.tuning.load();
         loop {
             let word = self.cell.load();
             let step = match word.mode() {
@@ -355,7 +358,7 @@ impl Scope {
                 }
                 // Until its attempt begins it has the same time to come to it.
                 let due = now.saturating_add(tuning.probe_limit);
-                match self.cell.take(word, tuning.probes(self.role), due) {
+                match self.cell.take(word, tuning.probes, due) {
                     Taken::Probe(probe) => Step::Admit(Kind::Probe(probe)),
                     Taken::Changed => Step::Again,
                     Taken::Full if self.expire_probes(now) => Step::Again,
@@ -385,7 +388,7 @@ impl Scope {
 
     /// What `admit` would say, without taking a permit.
     pub(super) fn peek(&self, now: At, ask: Ask) -> Result<(), Duration> {
-        let tuning = self.shared.tuning.load();
+        let tuning = self.tuning.load();
         let word = self.cell.load();
         match word.mode() {
             Mode::ForcedOpen if now < self.override_until.load(Ordering::Acquire) => {
@@ -410,7 +413,7 @@ impl Scope {
             }
             State::HalfOpen => {
                 self.lets_create(word, now, ask)?;
-                (word.probes() < tuning.probes(self.role)).then_some(()).ok_or(SOON)
+                (word.probes() < tuning.probes).then_some(()).ok_or(SOON)
             }
         }
     }
@@ -485,7 +488,7 @@ impl Scope {
             return true;
         }
         let last = self.last_failure.load(Ordering::Acquire);
-        last != 0 && elapsed(now, last) < self.shared.tuning.load().window() && self.counts(now).failures > 0
+        last != 0 && elapsed(now, last) < self.tuning.load().window() && self.counts(now).failures > 0
     }
 
     /// Whether the outcome of a probe would be of use.
@@ -498,7 +501,7 @@ impl Scope {
     }
 
     pub(super) fn counts(&self, now: At) -> Counts {
-        self.window.counts(now / self.shared.tuning.load().bucket)
+        self.window.counts(now / self.tuning.load().bucket)
     }
 
     // --- outcomes ---
@@ -562,7 +565,7 @@ impl Scope {
     }
 
     fn sample(&self, word: Word, verdict: Verdict, now: At) {
-        let tuning = self.shared.tuning.load();
+        let tuning = self.tuning.load();
         let number = now / tuning.bucket;
         let is_ramping = word.state() == State::Ramping;
         let mut row = Row { count: 0, span: 0 };
@@ -641,7 +644,7 @@ impl Scope {
     }
 
     fn judge_probes(&self, word: Word, last: Tally, now: At) {
-        let verdict = state::probed(word, last, now, self.role, &self.shared.tuning.load());
+        let verdict = state::probed(word, last, now, &self.tuning.load());
         self.follow(word, now, verdict);
     }
 
@@ -705,7 +708,7 @@ impl Scope {
         match word.state() {
             State::Open if self.wants_probe(now) && self.may_probe() => self.step(word, now, Input::WaitOver),
             State::HalfOpen => drop(self.expire_probes(now)),
-            State::Ramping => self.judge_ramp(word, now, &self.shared.tuning.load()),
+            State::Ramping => self.judge_ramp(word, now, &self.tuning.load()),
             State::Open | State::Closed => {}
         }
     }
@@ -803,7 +806,7 @@ impl Scope {
 
     /// Under the machine's lock.
     fn advance(&self, machine: &mut Machine, now: At, input: Input) -> Option<Move> {
-        let tuning = self.shared.tuning.load();
+        let tuning = self.tuning.load();
         let next = machine.step(now, input, &tuning, fastrand::f64())?;
         loop {
             let from = self.cell.load();
@@ -854,14 +857,24 @@ impl Scope {
         self.last_failure.store(0, Ordering::Release);
     }
 
-    /// When the settings give the window another length, its numbers mean other times.
-    pub(super) fn forget_window(&self) {
-        self.window.clear();
+    /// The settings in force.
+    pub(super) fn tuning(&self) -> Guard<Arc<Tuning>> {
+        self.tuning.load()
+    }
+
+    /// Puts other settings into force. State, override and counts stay, and so does the end of a wait that has begun;
+    /// but when the window has another length, its numbers mean other times.
+    pub(super) fn tune(&self, settings: &raw::Breaker, limiter_max: u32, attempt_limit: Duration) {
+        let tuning = Tuning::of(&self.name, self.role, settings, limiter_max, attempt_limit);
+        let bucket = tuning.bucket;
+        if self.tuning.swap(Arc::new(tuning)).bucket != bucket {
+            self.window.clear();
+        }
     }
 
     fn would_open(&self, now: At, cause: Cause) {
         let before = self.observed.load(Ordering::Acquire);
-        let is_due = before == 0 || elapsed(now, before) >= self.shared.tuning.load().window();
+        let is_due = before == 0 || elapsed(now, before) >= self.tuning.load().window();
         if is_due && self.observed.compare_exchange(before, now, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
             self.forget();

@@ -18,7 +18,7 @@ use crate::config::raw;
 use std::fmt;
 use std::time::Duration;
 
-/// The settings as the machine uses them, held inside what the state word can count.
+/// The settings of one breaker as its machine uses them, held inside what the state word can count.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Tuning {
     pub(super) bucket: u64,
@@ -31,6 +31,7 @@ pub(super) struct Tuning {
     pub(super) open_wait: u64,
     pub(super) open_wait_max: u64,
     pub(super) retry_after_max: u64,
+    /// Probes at once.
     pub(super) probes: u32,
     pub(super) successes: u32,
     pub(super) failures: u32,
@@ -180,7 +181,7 @@ pub(super) const ROW_MOST: u32 = 0xFFF;
 const HEALTHY_MINUTE: u64 = 60_000;
 /// Answers of Flexport's own that close, though none says more than that it answers.
 const ANSWERS: u32 = 10;
-/// Two successes close a breaker of writes.
+/// Successes that close a breaker of writes, unless its row names another number.
 const WRITE_SUCCESSES: u32 = 2;
 const WRITE_PROBES: u32 = 1;
 const RAMP_SUCCESSES: u32 = 20;
@@ -197,7 +198,30 @@ const EVERYWHERE_GROUPS: u32 = 2;
 // === impl Tuning ===
 
 impl Tuning {
-    pub(super) fn new(settings: &raw::Breaker, limiter_max: u32, attempt_limit: Duration) -> Self {
+    /// The settings of one breaker: its own row before those of all.
+    pub(super) fn of(
+        scope: &str,
+        role: Role,
+        settings: &raw::Breaker,
+        limiter_max: u32,
+        attempt_limit: Duration,
+    ) -> Self {
+        let row = settings.row(scope);
+        let own = row.map(|row| row.over(settings));
+        let mut tuning = Self::new(own.as_ref().unwrap_or(settings), limiter_max, attempt_limit);
+        match role {
+            Role::Global | Role::Read => {}
+            Role::Write => {
+                tuning.probes = WRITE_PROBES;
+                if row.is_none_or(|row| row.half_open_successes.is_none()) {
+                    tuning.successes = WRITE_SUCCESSES;
+                }
+            }
+        }
+        tuning
+    }
+
+    fn new(settings: &raw::Breaker, limiter_max: u32, attempt_limit: Duration) -> Self {
         Self {
             bucket: (millis(*settings.window) / BUCKETS as u64).max(1),
             min_calls: settings.min_calls.max(1),
@@ -221,21 +245,6 @@ impl Tuning {
             ramp: millis(*settings.ramp),
             limiter_max,
             probe_limit: millis(attempt_limit.saturating_add(PROBE_GRACE)).max(1),
-        }
-    }
-
-    /// Probes at once.
-    pub(super) fn probes(&self, role: Role) -> u32 {
-        match role {
-            Role::Global | Role::Read => self.probes,
-            Role::Write => WRITE_PROBES,
-        }
-    }
-
-    fn successes(&self, role: Role) -> u32 {
-        match role {
-            Role::Global | Role::Read => self.successes,
-            Role::Write => WRITE_SUCCESSES,
         }
     }
 
@@ -284,11 +293,11 @@ pub(super) fn trips_everywhere(failing_groups: u32, counts: Counts) -> Option<Ca
 
 /// What the counts of a half-open breaker's word decide: a lucky call closes nothing, and a quiet route that only
 /// succeeds closes all the same.
-pub(super) fn probed(word: Word, last: Tally, now: At, role: Role, tuning: &Tuning) -> Option<Verdict> {
+pub(super) fn probed(word: Word, last: Tally, now: At, tuning: &Tuning) -> Option<Verdict> {
     if word.failures() >= tuning.failures {
         return Some(Verdict::Reopen(Cause::ProbesFailed(word.failures())));
     }
-    if word.successes() >= tuning.successes(role) {
+    if word.successes() >= tuning.successes {
         return Some(Verdict::Pass(Cause::Successes(word.successes())));
     }
     if word.neutrals() >= ANSWERS {

@@ -1230,6 +1230,104 @@ async fn other_settings_take_effect_and_states_stay() {
     assert_eq!(world.state("ports:read"), State::Open);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_breaker_with_thresholds_of_its_own_opens_by_them_and_the_others_do_not() {
+    let row = |name: &str| raw::BreakerScope { name: name.to_owned(), ..raw::BreakerScope::default() };
+    let slow = raw::BreakerScope { slow: Some(raw::Span(secs(1))), min_calls: Some(5), ..row("ports:read") };
+    let early = raw::BreakerScope {
+        min_calls: Some(4),
+        failure_share: Some(0.25),
+        open_wait: Some(raw::Span(secs(1))),
+        ..row(READ)
+    };
+    let settings = raw::Breaker { scopes: vec![early, slow], ..raw::Breaker::default() };
+    let world = World::with(None, &settings);
+    for _ in 0..3 {
+        ok(world.read().unwrap());
+        ok(world.set().unwrap());
+        ok(world.ask(&Method::GET, "/events").unwrap());
+    }
+    fail(world.set().unwrap());
+    fail(world.ask(&Method::GET, "/events").unwrap());
+    assert_eq!(world.state(READ), State::Closed);
+    fail(world.read().unwrap());
+    let opened = world.status(READ);
+    assert_eq!(
+        (opened.state, world.state(WRITE), world.state("events:read")),
+        (State::Open, State::Closed, State::Closed)
+    );
+    // Its own wait too, with a jitter of three tenths at most.
+    let wait = opened.until.unwrap().duration_since(opened.since);
+    assert!((1000..=1300).contains(&wait.as_millis()), "{wait:?}");
+    for path in ["/ports", "/events"] {
+        for _ in 0..5 {
+            if let Ok(permits) = world.ask(&Method::GET, path) {
+                end(permits, outcome(status(200), secs(2)));
+            }
+        }
+    }
+    assert_eq!((world.state("ports:read"), world.state("events:read")), (State::Open, State::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_changes_the_thresholds_of_one_breaker_while_it_is_open_and_takes_nothing_from_the_others() {
+    let world = World::new();
+    world.open_reads();
+    let until = world.status(READ).until;
+    for _ in 0..9 {
+        fail(world.ask(&Method::GET, "/events").unwrap());
+    }
+    let row = raw::BreakerScope {
+        name: READ.to_owned(),
+        window: Some(raw::Span(secs(60))),
+        half_open_successes: Some(1),
+        half_open_probes: Some(1),
+        ..raw::BreakerScope::default()
+    };
+    let settings = raw::Breaker { scopes: vec![row], ..raw::Breaker::default() };
+    world.breakers.reconfigure(&settings, 128, secs(30));
+    assert_eq!((world.state(READ), world.status(READ).until), (State::Open, until), "the wait goes on");
+    assert_eq!(world.status("events:read").window.failures, 9, "counts of the others stay");
+    world.after_open_wait().await;
+    let probe = world.read().unwrap();
+    assert!(world.read().is_err(), "one probe at a time now");
+    ok(probe);
+    assert_eq!(world.state(READ), State::Ramping, "one success is enough now");
+    // And back.
+    world.breakers.reconfigure(&raw::Breaker::default(), 128, secs(30));
+    assert_eq!(world.state(READ), State::Ramping);
+    for _ in 0..20 {
+        if let Ok(permits) = world.read() {
+            fail(permits);
+        }
+    }
+    world.after_open_wait().await;
+    world.after_open_wait().await;
+    let probes: Vec<_> = std::iter::from_fn(|| world.read().ok()).collect();
+    assert_eq!(probes.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_close_by_two_successes_unless_their_own_row_says_another_number() {
+    let row = raw::BreakerScope {
+        name: WRITE.to_owned(),
+        half_open_successes: Some(3),
+        ..raw::BreakerScope::default()
+    };
+    for (scopes, successes) in [(vec![], 2), (vec![row], 3)] {
+        let settings = raw::Breaker { half_open_successes: 5, scopes, ..raw::Breaker::default() };
+        let world = World::with(None, &settings);
+        world.open_writes();
+        world.after_open_wait().await;
+        for _ in 1..successes {
+            ok(world.set().unwrap());
+            assert_eq!(world.state(WRITE), State::HalfOpen);
+        }
+        ok(world.set().unwrap());
+        assert_eq!(world.state(WRITE), State::Ramping);
+    }
+}
+
 // === service ===
 
 type Handler = fn(UpstreamRequest) -> Result<Response<Body>, ProxyError>;

@@ -432,7 +432,8 @@ impl Cache {
         let settings = &read.context.config.settings;
         let deadline = read.context.deadline;
         let soon = began + *settings.breaker.stale_deadline;
-        let late = began + (*settings.breaker.slow).max(*settings.breaker.stale_deadline);
+        let slow = settings.breaker.slow_of_reads(&read.context.route.group);
+        let late = began + slow.max(*settings.breaker.stale_deadline);
         let lock = began + *settings.cache.lock_wait;
         let mut is_soon_over = false;
         loop {

@@ -61,7 +61,7 @@ shipped [`proxy.toml`](../proxy.toml) has every key with its default, so that it
 
 Durations are written `\"250ms\"`, `\"30s\"`, `\"1m 30s\"`, `\"4h\"`, `\"2d\"`; sizes `\"512B\"`, `\"64KiB\"`, `\"128MiB\"`,
 `\"1GiB\"`. Secrets never stand in the file: `*_file` names a file, `*_env` an environment variable. In the environment a
-list is written as in TOML (`[\"a\", \"b\"]`); lists of tables (`[[caller]]`, `[[route]]`) are set in the file only.
+list is written as in TOML (`[\"a\", \"b\"]`); lists of tables (`[[caller]]`, `[[breaker.scope]]`) are set in the file only.
 
 ## Reload
 
@@ -110,6 +110,7 @@ fn is_required(path: &str) -> bool {
         "caller[].name"
             | "route[].method"
             | "route[].path"
+            | "breaker.scope[].name"
             | "credentials.identity[].name"
             | "credentials.identity[].token_sha256"
     )

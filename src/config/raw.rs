@@ -346,6 +346,61 @@ pub struct Breaker {
     pub ramp: Span,
     /// How long a caller with a stale copy waits while the group shows failures.
     pub stale_deadline: Span,
+    /// Other thresholds for single breakers.
+    #[serde(rename = "scope")]
+    pub scopes: Vec<BreakerScope>,
+}
+
+/// The thresholds that one breaker may have for itself, each named once.
+macro_rules! breaker_scope {
+    ($($name:ident: $kind:ty,)*) => {
+        /// `[[breaker.scope]]`: other thresholds for one breaker; what is left out is that of `[breaker]`.
+        #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct BreakerScope {
+            /// Which one: `global`, `<group>:read` or `<group>:write`.
+            pub name: String,
+            $(
+                #[doc = concat!("Instead of `breaker.", stringify!($name), "`.")]
+                pub $name: Option<$kind>,
+            )*
+        }
+
+        impl BreakerScope {
+            /// The thresholds of this breaker.
+            pub fn over(&self, all: &Breaker) -> Breaker {
+                let scopes = Vec::new();
+                let stale_deadline = all.stale_deadline;
+                Breaker { $($name: self.$name.unwrap_or(all.$name),)* stale_deadline, scopes }
+            }
+
+            /// Whether it has this threshold for itself.
+            pub(super) fn sets(&self, name: &str) -> bool {
+                match name {
+                    $(stringify!($name) => self.$name.is_some(),)*
+                    _ => false,
+                }
+            }
+        }
+    };
+}
+
+breaker_scope! {
+    window: Span,
+    min_calls: u32,
+    failure_share: f64,
+    consecutive_failures: u32,
+    consecutive_span: Span,
+    slow_share: f64,
+    slow: Span,
+    open_wait: Span,
+    open_wait_max: Span,
+    retry_after_max: Span,
+    half_open_probes: u32,
+    half_open_successes: u32,
+    quiet_span: Span,
+    half_open_failures: u32,
+    ramp: Span,
 }
 
 /// `[limiter]`
@@ -673,7 +728,21 @@ impl Default for Breaker {
             half_open_failures: 2,
             ramp: secs(30),
             stale_deadline: secs(2),
+            scopes: Vec::new(),
         }
+    }
+}
+
+impl Breaker {
+    /// The row of one breaker, when it has one.
+    pub fn row(&self, scope: &str) -> Option<&BreakerScope> {
+        self.scopes.iter().find(|row| row.name == scope)
+    }
+
+    /// From the start of an attempt to its head, for reads of a group: longer is slow.
+    pub fn slow_of_reads(&self, group: &str) -> Duration {
+        let is_of = |row: &&BreakerScope| row.name.strip_suffix(":read") == Some(group);
+        *self.scopes.iter().find(is_of).and_then(|row| row.slow).unwrap_or(self.slow)
     }
 }
 

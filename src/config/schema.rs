@@ -175,6 +175,26 @@ const BREAKER: &[Field] = &[
     ("half_open_failures", Leaf(Count)),
     ("ramp", Leaf(Span)),
     ("stale_deadline", Leaf(Span)),
+    ("scope", Rows(BREAKER_SCOPE)),
+];
+
+const BREAKER_SCOPE: &[Field] = &[
+    ("name", Leaf(Text)),
+    ("window", Leaf(Span)),
+    ("min_calls", Leaf(Count)),
+    ("failure_share", Leaf(Share)),
+    ("consecutive_failures", Leaf(Count)),
+    ("consecutive_span", Leaf(Span)),
+    ("slow_share", Leaf(Share)),
+    ("slow", Leaf(Span)),
+    ("open_wait", Leaf(Span)),
+    ("open_wait_max", Leaf(Span)),
+    ("retry_after_max", Leaf(Span)),
+    ("half_open_probes", Leaf(Count)),
+    ("half_open_successes", Leaf(Count)),
+    ("quiet_span", Leaf(Span)),
+    ("half_open_failures", Leaf(Count)),
+    ("ramp", Leaf(Span)),
 ];
 
 const CACHE: &[Field] = &[
@@ -342,6 +362,24 @@ mod tests {
             trust_503: Some(true),
             on_unknown_head: Some(raw::HeadChoice::Block),
             on_dead_head: Some(raw::HeadChoice::Block),
+        });
+        full.breaker.scopes.push(raw::BreakerScope {
+            name: String::new(),
+            window: Some(span),
+            min_calls: Some(0),
+            failure_share: Some(0.0),
+            consecutive_failures: Some(0),
+            consecutive_span: Some(span),
+            slow_share: Some(0.0),
+            slow: Some(span),
+            open_wait: Some(span),
+            open_wait_max: Some(span),
+            retry_after_max: Some(span),
+            half_open_probes: Some(0),
+            half_open_successes: Some(0),
+            quiet_span: Some(span),
+            half_open_failures: Some(0),
+            ramp: Some(span),
         });
         compare("", ROOT, &toml::Table::try_from(&full).unwrap());
     }

@@ -88,6 +88,7 @@ fn the_examples_in_the_shipped_file_have_every_key_and_are_good() {
     for (name, prefix) in [
         (vec!["caller"], "caller[0]"),
         (vec!["route"], "route[0]"),
+        (vec!["breaker", "scope"], "breaker.scope[0]"),
         (vec!["credentials", "identity"], "credentials.identity[0]"),
         (vec!["credentials", "alias"], "credentials.alias.default"),
     ] {
@@ -473,6 +474,100 @@ fn numbers_have_ranges() {
             "DIR/proxy.toml:13:16: `queue.buffer_total`: must hold the longest body that is queued, which is \"16MiB\"",
             "DIR/proxy.toml:15:7: `telemetry.log`: no level \"inof\"; did you mean \"info\"?",
         ]
+    );
+}
+
+#[test]
+fn one_breaker_has_thresholds_of_its_own_by_the_same_rules() {
+    let text = "[[breaker.scope]]\nname = \"shipments:read\"\nmin_calls = 5\nopen_wait = \"1s\"\n\
+                [[breaker.scope]]\nname = \"bookings:write\"\nhalf_open_successes = 3\n";
+    let folder = Folder::new();
+    let snapshot = load(&folder.args(text, &[], &["breaker.failure_share=0.7"])).unwrap();
+    let all = &snapshot.settings.breaker;
+    let one = all.row("shipments:read").unwrap().over(all);
+    assert_eq!(
+        (one.min_calls, *one.open_wait, one.failure_share),
+        (5, std::time::Duration::from_secs(1), 0.7)
+    );
+    let rest = raw::Breaker { min_calls: 20, open_wait: all.open_wait, scopes: all.scopes.clone(), ..one };
+    assert_eq!(rest, *all, "what is left out is that of all");
+    let shown: Vec<_> = snapshot.shown().into_iter().filter(|shown| shown.key.contains("scope[")).collect();
+    let keys: Vec<_> = shown.iter().map(|shown| shown.key.as_str()).collect();
+    let [name, calls, wait, other, successes] = [
+        "breaker.scope[0].name",
+        "breaker.scope[0].min_calls",
+        "breaker.scope[0].open_wait",
+        "breaker.scope[1].name",
+        "breaker.scope[1].half_open_successes",
+    ];
+    assert_eq!(keys, [name, calls, wait, other, successes]);
+    assert!(shown[1].origin.ends_with("proxy.toml:3:13"), "{}", shown[1].origin);
+}
+
+#[test]
+fn impossible_thresholds_of_one_breaker_are_told_at_their_row() {
+    let row = |more: &str| problems(&format!("[[breaker.scope]]\nname = \"shipments:read\"\n{more}"));
+    let at = |line: &str| format!("DIR/proxy.toml:{line}");
+    for (more, expected) in [
+        (
+            "failure_share = 1.5",
+            "3:17: `breaker.scope[0].failure_share`: must be above 0 and at most 1, such as 0.5 for one half; found 1.5",
+        ),
+        (
+            "slow_share = 0",
+            "3:14: `breaker.scope[0].slow_share`: must be above 0 and at most 1, such as 0.5 for one half; found 0",
+        ),
+        ("min_calls = 0", "3:13: `breaker.scope[0].min_calls`: must be at least 1"),
+        ("half_open_probes = 9", "3:20: `breaker.scope[0].half_open_probes`: must be at most 8"),
+        ("window = \"20m\"", "3:10: `breaker.scope[0].window`: must be from \"1s\" to \"10m\""),
+        (
+            "open_wait = \"2m\"",
+            "3:13: `breaker.scope[0].open_wait`: must not be longer than `breaker.open_wait_max`",
+        ),
+        (
+            "open_wait_max = \"2s\"",
+            "3:17: `breaker.scope[0].open_wait_max`: must not be shorter than `breaker.open_wait`; set `open_wait` here, too",
+        ),
+        (
+            "falure_share = 0.5",
+            "3:1: unknown key `breaker.scope[0].falure_share`; did you mean `breaker.scope[0].failure_share`?",
+        ),
+    ] {
+        assert_eq!(row(more), [at(expected)], "{more}");
+    }
+    assert_eq!(
+        problems("[breaker]\nmin_calls = 0\n[[breaker.scope]]\nname = \"global\"\nramp = \"0s\"\n"),
+        [at("2:13: `breaker.min_calls`: must be at least 1")],
+        "what is wrong in `[breaker]` is told once"
+    );
+}
+
+#[test]
+fn a_row_of_thresholds_names_a_breaker_once_and_sets_what_it_can_use() {
+    let row = |name: &str, more: &str| format!("[[breaker.scope]]\nname = \"{name}\"\n{more}\n");
+    let told = |text: &str| {
+        let problems = problems(text);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        problems[0].clone()
+    };
+    let unknown = told(&row("shipment:read", ""));
+    let head = "DIR/proxy.toml:2:8: `breaker.scope[0].name`: no breaker \"shipment:read\"; did you mean \
+                `shipments:read`? There are `global`, and `<group>:read` and `<group>:write` of ";
+    assert!(unknown.starts_with(head) && unknown.contains("bookings"), "{unknown}");
+    let nothing_like = told(&row("everything", ""));
+    assert!(nothing_like.contains("no breaker \"everything\". There are `global`, and"), "{nothing_like}");
+    assert!(told("[[breaker.scope]]\nmin_calls = 3\n").contains("`breaker.scope[0].name`: is required"));
+    assert_eq!(
+        told(&(row("global", "") + &row("global", ""))),
+        "DIR/proxy.toml:5:8: `breaker.scope[1].name`: `global` is changed by an earlier `[[breaker.scope]]` already"
+    );
+    assert!(told(&row("global", "slow = \"1s\"")).contains("not its answers; remove it"));
+    assert!(
+        told(&row("bookings:write", "half_open_probes = 2"))
+            .contains("writes are tried one at a time; remove it")
+    );
+    assert!(
+        told("[breaker.scope]\nname = \"global\"\n").contains("write `[[breaker.scope]]` with two brackets")
     );
 }
 

@@ -6,12 +6,13 @@
 use super::diagnose::{Origins, Problem, origin_of, suggestion};
 use super::overlay::{as_variable, is_name};
 use super::policy;
-use super::raw::{CredentialMode, Profile, Route, Settings, Span, Upstream};
+use super::raw::{Breaker, BreakerScope, CredentialMode, Profile, Route, Settings, Span, Upstream};
 use crate::flexport::routes::built_in;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest body of a queued write: with its record it is one batch of the store.
@@ -553,49 +554,129 @@ fn no_effect(
 
 fn breaker(settings: &Settings, checker: &mut Checker<'_>) {
     let breaker = &settings.breaker;
-    checker.share("breaker.failure_share", breaker.failure_share);
-    checker.share("breaker.slow_share", breaker.slow_share);
-    checker.at_least_one(&[
-        ("breaker.min_calls", breaker.min_calls),
-        ("breaker.consecutive_failures", breaker.consecutive_failures),
-        ("breaker.half_open_probes", breaker.half_open_probes),
-        ("breaker.half_open_successes", breaker.half_open_successes),
-        ("breaker.half_open_failures", breaker.half_open_failures),
-    ]);
-    checker.longer_than_zero(&[
-        ("breaker.window", *breaker.window),
-        ("breaker.slow", *breaker.slow),
-        ("breaker.open_wait", *breaker.open_wait),
-        ("breaker.open_wait_max", *breaker.open_wait_max),
-        ("breaker.retry_after_max", *breaker.retry_after_max),
-        ("breaker.stale_deadline", *breaker.stale_deadline),
-    ]);
-    // What the state word and the buckets can count.
-    for (key, value, most) in [
-        ("breaker.half_open_probes", breaker.half_open_probes, 8),
-        ("breaker.half_open_successes", breaker.half_open_successes, 31),
-        ("breaker.half_open_failures", breaker.half_open_failures, 31),
-    ] {
-        if value > most {
-            checker.say(key, format!("must be at most {most}"));
+    thresholds(breaker, None, settings, checker);
+    checker.longer_than_zero(&[("breaker.stale_deadline", *breaker.stale_deadline)]);
+    let groups = policy::table(settings).groups();
+    for (index, row) in breaker.scopes.iter().enumerate() {
+        scope(index, row, &groups, settings, checker);
+        thresholds(&row.over(breaker), Some((index, row)), settings, checker);
+    }
+}
+
+/// Which breaker a row is for, and whether that one has a use for what it sets.
+fn scope(
+    index: usize,
+    row: &BreakerScope,
+    groups: &[Arc<str>],
+    settings: &Settings,
+    checker: &mut Checker<'_>,
+) {
+    let prefix = format!("breaker.scope[{index}]");
+    let key = format!("{prefix}.name");
+    let known = || {
+        let of_group = groups.iter().flat_map(|group| [format!("{group}:read"), format!("{group}:write")]);
+        std::iter::once("global".to_owned()).chain(of_group).collect::<Vec<_>>()
+    };
+    if row.name.is_empty() {
+        checker.say(
+            &key,
+            "is required: it tells which breaker is changed, such as \"shipments:read\" or \"global\"",
+        );
+        return;
+    }
+    let known = known();
+    if !known.contains(&row.name) {
+        let like = match suggestion(&row.name, known.iter().map(String::as_str)) {
+            Some(like) => format!("; did you mean `{like}`?"),
+            None => ".".to_owned(),
+        };
+        let list = groups.join(", ");
+        let what = format!(
+            "no breaker {:?}{like} There are `global`, and `<group>:read` and `<group>:write` of {list}",
+            row.name
+        );
+        checker.say(&key, what);
+        return;
+    }
+    if settings.breaker.scopes[..index].iter().any(|other| other.name == row.name) {
+        let what = format!("`{}` is changed by an earlier `[[breaker.scope]]` already", row.name);
+        checker.say(&key, what);
+    }
+    let without_effect: &[(&str, &str)] = if row.name == "global" {
+        const ITS_MATTER: &str = "`global` judges the way to Flexport, not its answers; remove it";
+        &[("slow_share", ITS_MATTER), ("slow", ITS_MATTER), ("retry_after_max", ITS_MATTER)]
+    } else if row.name.ends_with(":write") {
+        &[("half_open_probes", "writes are tried one at a time; remove it")]
+    } else {
+        &[]
+    };
+    for (name, what) in without_effect.iter().filter(|(name, _)| row.sets(name)) {
+        checker.say(&format!("{prefix}.{name}"), what);
+    }
+}
+
+/// The rules for thresholds: those of all breakers, or those that one has by its row. What the row leaves out is judged
+/// in `[breaker]` alone.
+fn thresholds(
+    of: &Breaker,
+    row: Option<(usize, &BreakerScope)>,
+    settings: &Settings,
+    checker: &mut Checker<'_>,
+) {
+    let is_here = |name: &str| row.is_none_or(|(_, row)| row.sets(name));
+    let key = |name: &str| match row {
+        Some((index, row)) if row.sets(name) => format!("breaker.scope[{index}].{name}"),
+        Some(_) | None => format!("breaker.{name}"),
+    };
+    for (name, value) in [("failure_share", of.failure_share), ("slow_share", of.slow_share)] {
+        if is_here(name) {
+            checker.share(&key(name), value);
         }
     }
-    for (key, value, least, most) in [
-        ("breaker.window", *breaker.window, Duration::from_secs(1), Duration::from_secs(600)),
-        ("breaker.quiet_span", *breaker.quiet_span, Duration::ZERO, Duration::from_secs(12 * 3600)),
+    // The most is what the state word can count.
+    for (name, value, most) in [
+        ("min_calls", of.min_calls, u32::MAX),
+        ("consecutive_failures", of.consecutive_failures, u32::MAX),
+        ("half_open_probes", of.half_open_probes, 8),
+        ("half_open_successes", of.half_open_successes, 31),
+        ("half_open_failures", of.half_open_failures, 31),
     ] {
-        if !value.is_zero() && value < least || value > most {
+        if is_here(name) {
+            checker.at_least_one(&[(&key(name), value)]);
+            if value > most {
+                checker.say(&key(name), format!("must be at most {most}"));
+            }
+        }
+    }
+    for (name, value) in [
+        ("window", of.window),
+        ("slow", of.slow),
+        ("open_wait", of.open_wait),
+        ("open_wait_max", of.open_wait_max),
+        ("retry_after_max", of.retry_after_max),
+    ] {
+        if is_here(name) {
+            checker.longer_than_zero(&[(&key(name), *value)]);
+        }
+    }
+    // What the buckets and the state word can count.
+    for (name, value, least, most) in [
+        ("window", *of.window, Duration::from_secs(1), Duration::from_secs(600)),
+        ("quiet_span", *of.quiet_span, Duration::ZERO, Duration::from_secs(12 * 3600)),
+    ] {
+        if is_here(name) && (!value.is_zero() && value < least || value > most) {
             let span = |span| Span(span).to_string();
-            checker.say(key, format!("must be from \"{}\" to \"{}\"", span(least), span(most)));
+            checker.say(&key(name), format!("must be from \"{}\" to \"{}\"", span(least), span(most)));
         }
     }
-    checker.not_longer(
-        ("breaker.open_wait", *breaker.open_wait),
-        ("breaker.open_wait_max", *breaker.open_wait_max),
-    );
-    if breaker.slow > settings.upstream.timeout {
-        let what = "is longer than `upstream.timeout`, so no call is ever slow";
-        checker.warn("breaker.slow", what);
+    let (first, most) = (key("open_wait"), key("open_wait_max"));
+    if is_here("open_wait") {
+        checker.not_longer((&first, *of.open_wait), (&most, *of.open_wait_max));
+    } else if is_here("open_wait_max") && of.open_wait > of.open_wait_max {
+        checker.say(&most, format!("must not be shorter than `{first}`; set `open_wait` here, too"));
+    }
+    if is_here("slow") && of.slow > settings.upstream.timeout {
+        checker.warn(&key("slow"), "is longer than `upstream.timeout`, so no call is ever slow");
     }
 }
 
