@@ -6,7 +6,7 @@
 
 use super::dedupe::{self, Index};
 use super::order::{Key, Lanes, Turn};
-use super::pace::{Bucket, Moment, Pace, Payer};
+use super::pace::{Bucket, Canary, Moment, Pace, Payer};
 use super::record::{Digest, Reason, Record};
 use super::state::State;
 use crate::ids::{PartitionId, WriteId};
@@ -318,7 +318,8 @@ impl Book {
         let Some((seq, id)) = self.lanes.head(key) else { return };
         let Some(entry) = self.entries.get(&id) else { return };
         if !entry.live && !entry.busy && entry.record.progress.is_sendable() {
-            self.pace.arm(id, seq, bucket(&entry.record), entry.due);
+            let record = &entry.record;
+            self.pace.arm(id, seq, bucket(record), entry.due, Canary::of(record));
             self.has_changed = true;
         } else {
             self.pace.disarm(id);

@@ -1,11 +1,14 @@
 //! Pure. Which record is sent next: heads by (credential, group), pauses, and how many at once.
 //!
 //! A group that was refused sends one record at a time until something succeeds, and none before its wait is over:
-//! that one record is also the probe by which the group recovers without other traffic. A credential that was told
+//! that one record is also the probe by which the group recovers without other traffic. So until two have succeeded
+//! it is not the oldest that is tried, but the one that does least harm when nobody learns what became of it: what sets
+//! values before what makes something new, and a booking last (see [`Canary`]). A credential that was told
 //! to wait, or is not accepted, pauses in every group. Width grows by one per ten successes and halves on a 429.
 //! Times are spans since the queue's start.
 
-use super::record::CredentialRef;
+use super::record::{CredentialRef, Record};
+use crate::flexport::routes::WriteClass;
 use crate::ids::{PartitionId, WriteId};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -29,8 +32,8 @@ pub type Bucket = (Payer, Arc<str>);
 /// Heads, pauses, widths.
 #[derive(Debug, Default)]
 pub struct Pace {
-    heads: HashMap<Bucket, BTreeSet<(Moment, u64, WriteId)>>,
-    armed: HashMap<WriteId, (Bucket, Moment, u64)>,
+    heads: HashMap<Bucket, BTreeSet<Head>>,
+    armed: HashMap<WriteId, (Bucket, Head)>,
     groups: HashMap<Arc<str>, Group>,
     pauses: HashMap<Payer, Pause>,
     /// Where a credential gets 403 although nothing of it succeeds: with the moment of the next try.
@@ -41,10 +44,30 @@ pub struct Pace {
     in_flight: usize,
 }
 
+/// When it is due, its number, itself, and how well it is suited to be a probe.
+type Head = (Moment, u64, WriteId, Canary);
+
+/// How well a write is suited to be the one by which its group is tried: the first before the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Canary {
+    /// It sets whole values: sent twice, it changes nothing more.
+    Sets,
+    /// Flexport refuses a second one.
+    Named,
+    /// It makes something new below what there is.
+    Opaque,
+    /// It makes something new.
+    Makes,
+    /// It books a shipment.
+    Books,
+}
+
 #[derive(Debug)]
 struct Group {
     until: Moment,
     is_refused: bool,
+    /// Successes since it was last refused, as far as they matter.
+    proofs: u32,
     misses: u32,
     width: usize,
     streak: u32,
@@ -68,6 +91,8 @@ pub struct Pause {
 pub const LONGEST: Duration = Duration::from_secs(15 * 60);
 /// How often a credential that is not accepted is tried.
 pub const UNAUTHORIZED: Duration = Duration::from_secs(60);
+/// After so many successes a group is not tried any more, but used: they close its breaker, too.
+const PROOFS: u32 = 2;
 /// How long a success proves that a credential is well.
 pub const PROVEN: Duration = Duration::from_secs(10 * 60);
 
@@ -75,37 +100,47 @@ pub const PROVEN: Duration = Duration::from_secs(10 * 60);
 
 impl Pace {
     /// The record is the head of its order and may be sent from `due` on.
-    pub fn arm(&mut self, id: WriteId, seq: u64, bucket: Bucket, due: Moment) {
+    pub fn arm(&mut self, id: WriteId, seq: u64, bucket: Bucket, due: Moment, canary: Canary) {
         self.disarm(id);
-        self.heads.entry(bucket.clone()).or_default().insert((due, seq, id));
-        self.armed.insert(id, (bucket, due, seq));
+        let head = (due, seq, id, canary);
+        self.heads.entry(bucket.clone()).or_default().insert(head);
+        self.armed.insert(id, (bucket, head));
     }
 
     /// The record is not to be sent now.
     pub fn disarm(&mut self, id: WriteId) {
-        let Some((bucket, due, seq)) = self.armed.remove(&id) else { return };
+        let Some((bucket, head)) = self.armed.remove(&id) else { return };
         if let Some(heads) = self.heads.get_mut(&bucket) {
-            heads.remove(&(due, seq, id));
+            heads.remove(&head);
             if heads.is_empty() {
                 self.heads.remove(&bucket);
             }
         }
     }
 
-    /// Takes the next record whose time has come; it is in flight until [`Pace::ended`]. The oldest head first.
+    /// Takes the next record whose time has come; it is in flight until [`Pace::ended`]. The oldest head first, but in a
+    /// group that is being tried the one that is best suited for that.
     pub fn pick(&mut self, now: Moment, max_parallel: usize) -> Option<(WriteId, Arc<str>)> {
         if self.in_flight >= max_parallel.max(1) || now < self.all_until {
             return None;
         }
-        let (_, id) = self
-            .heads
-            .iter()
-            .filter(|(bucket, _)| self.opens_at(bucket).is_some_and(|opens| opens <= now))
-            .filter_map(|(_, heads)| heads.first())
-            .filter(|(due, ..)| *due <= now)
-            .map(|(_, seq, id)| (*seq, *id))
-            .min()?;
-        let (bucket, ..) = self.armed.get(&id)?.clone();
+        let mut oldest: Option<(u64, WriteId)> = None;
+        let mut canaries: HashMap<&Arc<str>, (Canary, u64, WriteId)> = HashMap::new();
+        for (bucket, heads) in &self.heads {
+            if self.opens_at(bucket).is_none_or(|opens| opens > now) {
+                continue;
+            }
+            let mut due = heads.iter().take_while(|(due, ..)| *due <= now);
+            if self.groups.get(&bucket.1).is_some_and(|group| group.proofs < PROOFS) {
+                let Some(best) = due.map(|(_, seq, id, canary)| (*canary, *seq, *id)).min() else { continue };
+                canaries.entry(&bucket.1).and_modify(|found| *found = best.min(*found)).or_insert(best);
+            } else if let Some((_, seq, id, _)) = due.next() {
+                oldest = Some(oldest.map_or((*seq, *id), |found| found.min((*seq, *id))));
+            }
+        }
+        let canaries = canaries.into_values().map(|(_, seq, id)| (seq, id));
+        let (_, id) = canaries.chain(oldest).min()?;
+        let (bucket, _) = self.armed.get(&id)?.clone();
         self.disarm(id);
         self.in_flight += 1;
         self.group(&bucket.1).in_flight += 1;
@@ -161,6 +196,7 @@ impl Pace {
         }
         let group = self.group(group);
         group.successes += 1;
+        group.proofs = group.proofs.saturating_add(1);
         group.is_refused = false;
         group.misses = 0;
         group.until = Moment::ZERO;
@@ -180,6 +216,7 @@ impl Pace {
     pub fn rest_group(&mut self, group: &Arc<str>, now: Moment, wait: Option<Duration>) -> Moment {
         let group = self.group(group);
         group.is_refused = true;
+        group.proofs = 0;
         group.streak = 0;
         group.width = 1;
         let wait =
@@ -288,12 +325,28 @@ impl Pace {
         self.groups.entry(name.clone()).or_insert(Group {
             until: Moment::ZERO,
             is_refused: false,
+            proofs: PROOFS,
             misses: 0,
             width: 1,
             streak: 0,
             in_flight: 0,
             successes: 0,
         })
+    }
+}
+
+// === impl Canary ===
+
+impl Canary {
+    /// Of a record.
+    pub fn of(record: &Record) -> Self {
+        match record.class {
+            WriteClass::R => Self::Sets,
+            WriteClass::N => Self::Named,
+            WriteClass::X => Self::Opaque,
+            WriteClass::P if &*record.route == "POST /bookings" => Self::Books,
+            WriteClass::P => Self::Makes,
+        }
     }
 }
 
@@ -347,8 +400,8 @@ mod tests {
     fn a_credential_that_is_forbidden_pauses_in_one_group_and_what_is_over_is_forgotten() {
         let mut pace = Pace::default();
         let payer = Payer::Alias("a".into());
-        pace.arm(id(1), 1, bucket("a", "g"), at(0));
-        pace.arm(id(2), 2, bucket("a", "h"), at(0));
+        pace.arm(id(1), 1, bucket("a", "g"), at(0), Canary::Makes);
+        pace.arm(id(2), 2, bucket("a", "h"), at(0), Canary::Makes);
         assert!(!pace.is_proven(&payer, at(0)));
         assert!(pace.forbid(&bucket("a", "g"), at(0)) && !pace.forbid(&bucket("a", "g"), at(1)));
         assert_eq!(pick(&mut pace, at(2), 4), Some(id(2)));
@@ -369,7 +422,7 @@ mod tests {
     fn the_oldest_head_goes_first_and_one_at_a_time_until_successes_widen() {
         let mut pace = Pace::default();
         for number in 1..=3 {
-            pace.arm(id(number), u64::from(10 - number), bucket("a", "g"), at(0));
+            pace.arm(id(number), u64::from(10 - number), bucket("a", "g"), at(0), Canary::Makes);
         }
         assert_eq!(pick(&mut pace, at(0), 4), Some(id(3)));
         assert_eq!(pick(&mut pace, at(0), 4), None);
@@ -385,9 +438,9 @@ mod tests {
     #[test]
     fn a_refused_group_tries_one_head_when_its_wait_is_over() {
         let mut pace = Pace::default();
-        pace.arm(id(1), 1, bucket("a", "g"), at(0));
-        pace.arm(id(2), 2, bucket("b", "g"), at(0));
-        pace.arm(id(3), 3, bucket("b", "other"), at(0));
+        pace.arm(id(1), 1, bucket("a", "g"), at(0), Canary::Makes);
+        pace.arm(id(2), 2, bucket("b", "g"), at(0), Canary::Makes);
+        pace.arm(id(3), 3, bucket("b", "other"), at(0), Canary::Makes);
         pace.rest_group(&"g".into(), at(0), Some(at(30)));
         assert_eq!(pick(&mut pace, at(1), 4), Some(id(3)), "other groups go on");
         assert_eq!(pace.next(4), Some(at(30)));
@@ -401,11 +454,36 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_tried_by_what_sets_values_and_by_a_booking_last_until_two_have_succeeded() {
+        let mut pace = Pace::default();
+        let heads = [Canary::Books, Canary::Makes, Canary::Opaque, Canary::Named, Canary::Sets, Canary::Sets];
+        for (number, canary) in (1..).zip(heads) {
+            // Of two credentials, and the last is not due yet.
+            let due = at(if number == 6 { 100 } else { 0 });
+            let payer = if number % 2 == 0 { "a" } else { "b" };
+            pace.arm(id(number), number.into(), bucket(payer, "g"), due, canary);
+        }
+        pace.rest_group(&"g".into(), at(0), Some(at(1)));
+        let mut order = Vec::new();
+        for _ in 0..3 {
+            order.extend(pick(&mut pace, at(1), 4));
+            pace.ended(&"g".into());
+        }
+        assert_eq!(order, [id(5), id(4), id(3)]);
+        pace.succeeded(&bucket("a", "g"), at(1), 4);
+        assert_eq!(pick(&mut pace, at(1), 4), Some(id(2)), "one success proves nothing yet");
+        pace.ended(&"g".into());
+        pace.arm(id(2), 2, bucket("a", "g"), at(0), Canary::Makes);
+        pace.succeeded(&bucket("a", "g"), at(1), 4);
+        assert_eq!(pick(&mut pace, at(1), 4), Some(id(1)), "the oldest again");
+    }
+
+    #[test]
     fn a_credential_pauses_in_every_group() {
         let mut pace = Pace::default();
-        pace.arm(id(1), 1, bucket("a", "g"), at(0));
-        pace.arm(id(2), 2, bucket("a", "h"), at(0));
-        pace.arm(id(3), 3, bucket("b", "g"), at(0));
+        pace.arm(id(1), 1, bucket("a", "g"), at(0), Canary::Makes);
+        pace.arm(id(2), 2, bucket("a", "h"), at(0), Canary::Makes);
+        pace.arm(id(3), 3, bucket("b", "g"), at(0), Canary::Makes);
         pace.rest_payer(&Payer::Alias("a".into()), &"g".into(), at(0), Some(at(5)));
         pace.rest_payer(&Payer::Alias("a".into()), &"g".into(), at(0), Some(at(2)));
         pace.succeeded(&bucket("a", "h"), at(1), 4);

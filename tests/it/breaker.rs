@@ -369,6 +369,12 @@ fn is_well(status: &Value) -> bool {
     matches!(status["state"].as_str(), Some("closed" | "ramping"))
 }
 
+/// Whether a scope is, after another read of bookings.
+async fn well(proxy: &Proxy, scope: &str) -> bool {
+    proxy.get("/bookings").await;
+    is_well(&proxy.breaker(scope).await)
+}
+
 #[tokio::test]
 async fn an_outage_that_leaves_only_ten_queued_patches_and_no_other_traffic_drains() {
     let simulator = simulator().await;
@@ -414,6 +420,30 @@ async fn a_queue_of_bookings_alone_drains_and_none_goes_before_its_reads_have_re
     let good =
         since[..first].iter().filter(|entry| entry["method"] == "GET" && entry["answered"] != 500).count();
     assert!(good >= 2, "{since:?}");
+}
+
+#[tokio::test]
+async fn a_booking_is_never_the_probe_while_another_write_of_its_scope_could_be() {
+    let simulator = simulator().await;
+    let proxy = Proxy::start(&simulator.url(), &OPENS_SOON).await;
+    let page = proxy.get("/bookings?per=1").await.json();
+    let booking = page["data"]["data"][0]["id"].to_string().replace('"', "");
+    simulator.set_faults(json!([{"kind": "status", "status": 500}])).unwrap();
+    assert_eventually!(!well(&proxy, "bookings:read").await);
+    let mut tickets = Vec::new();
+    for index in 0..3 {
+        let body = format!(r#"{{"name":"in the outage {index}"}}"#);
+        tickets.push(proxy.send(Method::POST, "/bookings", &[], &body).await.ticket());
+    }
+    let body = format!(r#"{{"booking_id":"{booking}"}}"#);
+    let amended = proxy.send(Method::POST, "/booking_amendments", &[], &body).await;
+    assert_eq!(amended.status, 202, "{amended:?}");
+    simulator.clear_faults();
+    for ticket in &tickets {
+        assert_eventually!(proxy.ticket(ticket).await["state"] == "done");
+    }
+    let sent = writes(&simulator);
+    assert!(sent[0].contains("/booking_amendments"), "{sent:?}");
 }
 
 #[tokio::test]

@@ -132,6 +132,22 @@ fn row_with(path: &str, dir: &Path) -> toml::Table {
         "caller[].name" => "name = \"another\"\ntoken_env = \"WALK_CALLER\"".to_owned(),
         "caller[].token_sha256" => format!("token_sha256 = {HASH:?}"),
         "caller[].credential" => "token_env = \"WALK_CALLER\"\ncredential = \"default\"".to_owned(),
+        "breaker.scope[].name" => "name = \"global\"".to_owned(),
+        "breaker.scope[].failure_share" => "failure_share = 0.25".to_owned(),
+        "breaker.scope[].slow_share" => "slow_share = 0.25".to_owned(),
+        "breaker.scope[].min_calls"
+        | "breaker.scope[].consecutive_failures"
+        | "breaker.scope[].half_open_probes"
+        | "breaker.scope[].half_open_successes"
+        | "breaker.scope[].half_open_failures" => format!("{} = 7", &path["breaker.scope[].".len()..]),
+        "breaker.scope[].window"
+        | "breaker.scope[].consecutive_span"
+        | "breaker.scope[].slow"
+        | "breaker.scope[].open_wait"
+        | "breaker.scope[].open_wait_max"
+        | "breaker.scope[].retry_after_max"
+        | "breaker.scope[].quiet_span"
+        | "breaker.scope[].ramp" => format!("{} = \"7s\"", &path["breaker.scope[].".len()..]),
         "route[].method" => "method = \"POST\"\npath = \"/bookings\"".to_owned(),
         "route[].path" => "method = \"GET\"\npath = \"/ports\"".to_owned(),
         "route[].timeout" => "timeout = \"7s\"".to_owned(),
@@ -151,6 +167,9 @@ fn row_with(path: &str, dir: &Path) -> toml::Table {
     let mut row: toml::Table = toml::from_str(&text).unwrap();
     if path.starts_with("caller") && !row.contains_key("name") {
         row.insert("name".to_owned(), "walker".into());
+    }
+    if path.starts_with("breaker") {
+        row.entry("name").or_insert_with(|| "shipments:read".into());
     }
     if path.starts_with("route") {
         let is_write = row.get("method").is_some_and(|method| method.as_str() == Some("POST"));
@@ -249,7 +268,11 @@ async fn each_setting_takes_effect_at_a_reload_or_is_named_as_waiting_for_a_rest
             let row = row_with(path, walk.dir.path());
             let value = row[name].clone();
             let (outer, list_name) = list.rsplit_once('.').unwrap_or(("", list));
-            let holder = if outer.is_empty() { &mut table } else { table[outer].as_table_mut().unwrap() };
+            let holder = if outer.is_empty() {
+                &mut table
+            } else {
+                table.entry(outer).or_insert_with(|| toml::Table::new().into()).as_table_mut().unwrap()
+            };
             holder.insert(list_name.to_owned(), toml::Value::Array(vec![row.into()]));
             (format!("{list}[0].{name}"), value)
         } else if let Some((outer, name)) = path.split_once(".*.") {
@@ -410,6 +433,16 @@ async fn reads_follow_the_reloaded_settings() {
         all.len()
     };
     assert!(scope > 2);
+    // And which one.
+    let one = "[breaker]\nconsecutive_failures = 100000\nmin_calls = 100000\n\
+               [[breaker.scope]]\nname = \"events:read\"\nconsecutive_failures = 1\nconsecutive_span = \"0s\"\n";
+    apply(&proxy, one).await;
+    proxy.get("/ports?per=1").await;
+    assert_eventually!({
+        proxy.get("/events?per=1").await;
+        proxy.breaker("events:read").await["state"] != "closed"
+    });
+    assert_eq!(proxy.breaker("ports:read").await["state"], "closed");
     apply(&proxy, "breaker.consecutive_failures = 1\nbreaker.consecutive_span = \"0s\"").await;
     let refused = async || {
         let answer = proxy.get("/ports?per=1").await;
