@@ -19,6 +19,7 @@ pub mod gate;
 pub mod gates;
 pub mod lanes;
 mod layer;
+pub mod lesson;
 pub mod pacing;
 mod service;
 

@@ -5,12 +5,13 @@ use super::adaptive::Adaptive;
 use super::gate::{Input, Rules, Verdict};
 use super::gates::{Gates, Key, Place};
 use super::lanes::Lanes;
+use super::lesson::{self, Lesson};
 use crate::clock::Clock;
 use crate::config::raw;
 use crate::context::{BoxFuture, Credential, Lane, Slot, SlotOwner, Tenancy, UpstreamRequest};
 use crate::error::ProxyError;
 use crate::flexport::routes::ByGroup;
-use crate::http::delivery::{self, Class, Delivery, Doubt, Refusal, Unsent};
+use crate::http::delivery;
 use crate::http::{Body, retry_after};
 use crate::telemetry::{Metrics, ResultLabels};
 use http::{HeaderMap, HeaderName, Response, StatusCode, header};
@@ -222,33 +223,19 @@ where
 // === impl Seen ===
 
 impl Seen {
-    /// What the result says to gate and limiter. One total table, as that of the breaker.
+    /// What the result says to gate and limiter.
     fn note(&self, result: &Result<Response<Body>, ProxyError>) {
         let shared = &*self.shared;
         let of = result.as_ref().map(|response| (response.status(), response.headers()));
-        match delivery::of(of) {
-            Delivery::Refused(Refusal::TooManyRequests) => {
+        match lesson::of(delivery::of(of), self.is_hurried) {
+            Lesson::Limited => {
                 if let Ok(response) = result {
                     shared.limited(self.key, self.episode, response.headers());
                 }
                 shared.congested(self.epoch);
             }
-            Delivery::Refused(Refusal::Unavailable)
-            | Delivery::Ambiguous(Doubt::ServerError(
-                StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT,
-            ))
-            | Delivery::Answered(Class::RequestTimeout)
-            | Delivery::NotSent(Unsent::Connect) => shared.congested(self.epoch),
-            // Our caller's impatience says nothing.
-            Delivery::Ambiguous(Doubt::HeadTimeout) if !self.is_hurried => shared.congested(self.epoch),
-            Delivery::Answered(
-                Class::Success
-                | Class::Unauthorized
-                | Class::Forbidden
-                | Class::TryAgain
-                | Class::Client
-                | Class::Unsupported,
-            ) => {
+            Lesson::Congested => shared.congested(self.epoch),
+            Lesson::Success => {
                 if let Ok(response) = result {
                     shared.answered(self.key, self.episode, response);
                 }
@@ -256,8 +243,7 @@ impl Seen {
                     shared.succeeded();
                 }
             }
-            Delivery::Ambiguous(Doubt::HeadTimeout | Doubt::Cut | Doubt::ServerError(_))
-            | Delivery::NotSent(Unsent::Connection | Unsent::Ours) => {}
+            Lesson::Nothing => {}
         }
     }
 }

@@ -106,3 +106,92 @@ fn call(config: &Arc<Snapshot>, path: &'static str, credential: Credential) -> U
     };
     UpstreamRequest { request, call }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+    use crate::error::ProxyError;
+    use http::Response;
+    use std::sync::Mutex;
+
+    /// Groups that are not well, and what was asked.
+    struct World {
+        config: Mutex<Arc<Snapshot>>,
+        ill: Vec<&'static str>,
+        asked: Mutex<Vec<(Instant, String, Lane, String)>>,
+    }
+
+    impl Target for World {
+        fn config(&self) -> Arc<Snapshot> {
+            self.config.lock().unwrap().clone()
+        }
+
+        fn needs_probe(&self, group: &str) -> bool {
+            self.ill.contains(&group)
+        }
+
+        fn credential(&self, group: &'static str) -> BoxFuture<Credential> {
+            let token = format!("Bearer of {group}").parse().unwrap();
+            Box::pin(std::future::ready(Credential::Passed(token)))
+        }
+    }
+
+    fn world(ill: &[&'static str]) -> Arc<World> {
+        let config = Mutex::new(Arc::new(Snapshot::of(Settings::default()).unwrap()));
+        Arc::new(World { config, ill: ill.to_vec(), asked: Mutex::default() })
+    }
+
+    /// Probes for as long; what is asked for shipments never gets an answer.
+    async fn run_for(world: &Arc<World>, span: Duration) {
+        let seen = world.clone();
+        let upstream = Upstream::new(tower::service_fn(move |UpstreamRequest { request, call }| {
+            let path = request.uri().path().to_owned();
+            let Credential::Passed(token) = &call.credential else { panic!("{:?}", call.credential) };
+            let token = token.to_str().unwrap().to_owned();
+            seen.asked.lock().unwrap().push((Instant::now(), path.clone(), call.lane, token));
+            async move {
+                if path == "/shipments" {
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, ProxyError>(Response::new(Body::empty()))
+            }
+        }));
+        let cancel = CancellationToken::new();
+        let probes = tokio::spawn(run(world.clone(), upstream, cancel.clone()));
+        tokio::time::sleep(span).await;
+        cancel.cancel();
+        probes.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_group_is_probed_once_an_interval_as_its_oldest_record_and_a_probe_that_hangs_keeps_nobody() {
+        let world = world(&["shipments", "ports"]);
+        run_for(&world, Duration::from_secs(21)).await;
+        let asked = world.asked.lock().unwrap().clone();
+        for (group, path) in [("shipments", "/shipments"), ("ports", "/ports")] {
+            let mine: Vec<_> = asked.iter().filter(|(_, asked, ..)| asked == path).collect();
+            assert_eq!(mine.len(), 5, "at 0, 5, 10, 15 and 20 s: {mine:?}");
+            assert!(mine.windows(2).all(|pair| pair[1].0 - pair[0].0 >= Duration::from_secs(5)), "{mine:?}");
+            let token = format!("Bearer of {group}");
+            assert!(mine.iter().all(|(_, _, lane, with)| *lane == Lane::Probe && *with == token), "{mine:?}");
+        }
+        assert_eq!(asked.len(), 10, "no group that is well is asked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reload_turns_probes_off_and_on() {
+        let world = world(&["ports"]);
+        let set = |is_enabled| {
+            let mut settings = Settings::default();
+            settings.probe.enabled = is_enabled;
+            *world.config.lock().unwrap() = Arc::new(Snapshot::of(settings).unwrap());
+        };
+        set(false);
+        run_for(&world, Duration::from_secs(20)).await;
+        assert!(world.asked.lock().unwrap().is_empty());
+        set(true);
+        run_for(&world, Duration::from_secs(1)).await;
+        assert_eq!(world.asked.lock().unwrap().len(), 1);
+    }
+}
