@@ -183,13 +183,11 @@ impl http_body::Body for Held {
         if self.hangs {
             return Poll::Pending;
         }
-        match self.bytes.take() {
-            Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-            None => {
-                self.slot = None;
-                Poll::Ready(None)
-            }
+        if let Some(bytes) = self.bytes.take() {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
+        self.slot = None;
+        Poll::Ready(None)
     }
 
     fn size_hint(&self) -> SizeHint {

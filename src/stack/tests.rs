@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 mod amplification;
+mod recovery;
 mod storm;
 
 struct World {
@@ -36,9 +37,13 @@ const SECOND: Duration = Duration::from_secs(1);
 
 impl World {
     fn new() -> Self {
+        Self::with(Settings::default())
+    }
+
+    fn with(settings: Settings) -> Self {
         let clock = Clock::anchored("2026-01-02T03:04:05Z".parse().unwrap());
         let metrics = Metrics::new();
-        let config = Arc::new(Snapshot::of(Settings::default()).unwrap());
+        let config = Arc::new(Snapshot::of(settings).unwrap());
         let groups = config.routes.groups();
         let bus = Bus::new(clock);
         let breakers = Breakers::new(
