@@ -14,19 +14,19 @@ pub fn may_repeat(delivery: Delivery, is_read: bool) -> bool {
     match delivery {
         // No connection, so nothing was sent.
         Delivery::NotSent(Unsent::Connect) => true,
+        Delivery::Ambiguous(Doubt::Cut | Doubt::ServerError(_))
+        | Delivery::Answered(Class::RequestTimeout) => is_read,
         Delivery::NotSent(
             // Repeated at once, once, by whoever sends.
             Unsent::Connection
             // We had a reason.
             | Unsent::Ours,
-        ) => false,
+        )
         // It told when to come again, or how much is too much.
-        Delivery::Refused(Refusal::TooManyRequests | Refusal::Unavailable) => false,
+        | Delivery::Refused(Refusal::TooManyRequests | Refusal::Unavailable)
         // Twice thirty seconds help nobody.
-        Delivery::Ambiguous(Doubt::HeadTimeout) => false,
-        Delivery::Ambiguous(Doubt::Cut | Doubt::ServerError(_))
-        | Delivery::Answered(Class::RequestTimeout) => is_read,
-        Delivery::Answered(
+        | Delivery::Ambiguous(Doubt::HeadTimeout)
+        | Delivery::Answered(
             Class::Success
             | Class::Unauthorized
             | Class::Forbidden

@@ -123,6 +123,9 @@ async fn forced_closed_lets_everything_through_and_observe_opens_nothing() {
         "breaker.open_wait=1h",
         "breaker.open_wait_max=1h",
         "breaker.window=60s",
+        // Arrivals are counted.
+        "retry.budget=0.0",
+        "retry.per_second=0",
     ];
     for mode in ["forced_closed", "observe"] {
         let proxy = Proxy::start(&simulator.url(), &sets).await;

@@ -135,6 +135,7 @@ fn row_with(path: &str, dir: &Path) -> toml::Table {
         "route[].method" => "method = \"POST\"\npath = \"/bookings\"".to_owned(),
         "route[].path" => "method = \"GET\"\npath = \"/ports\"".to_owned(),
         "route[].timeout" => "timeout = \"7s\"".to_owned(),
+        "route[].retry" => "retry = false".to_owned(),
         "route[].ttl" => "ttl = \"7s\"".to_owned(),
         "route[].max_stale" => "max_stale = \"7s\"".to_owned(),
         "route[].cache" => "cache = false".to_owned(),

@@ -196,8 +196,14 @@ async fn a_read_that_hangs_is_answered_stale_in_time_and_sooner_when_the_group_f
 
     // A group that shows failures: nobody waits for `slow`.
     simulator.clear_faults();
-    let sets =
-        ["breaker.slow=1h", "breaker.stale_deadline=200ms", "upstream.timeout=1h", "breaker.window=60s"];
+    let sets = [
+        "breaker.slow=1h",
+        "breaker.stale_deadline=200ms",
+        "upstream.timeout=1h",
+        "breaker.window=60s",
+        "retry.budget=0.0",
+        "retry.per_second=0",
+    ];
     let proxy = Proxy::start(&simulator.url(), &sets).await;
     proxy.get("/shipments?per=3").await;
     simulator.set_faults(json!([{"kind": "status", "status": 500}])).unwrap();

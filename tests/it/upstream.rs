@@ -294,6 +294,9 @@ async fn a_frozen_h2_connection_is_cut_and_not_waited_for() {
         "upstream.h2_ping_timeout=2s",
         "upstream.timeout=200s",
         "breaker.stale_deadline=200s",
+        // The next connection would answer.
+        "retry.budget=0.0",
+        "retry.per_second=0",
     ];
     let proxy = Proxy::start(&middle.url, &sets).await;
     let fresh = proxy.get("/shipments?per=3").await;
