@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 mod amplification;
+mod fuzz;
 mod recovery;
 mod storm;
 
