@@ -8,6 +8,7 @@
 use crate::breaker::{self, Breakers};
 use crate::cache::{Cache, CacheLayer};
 use crate::context::{Call, Inner, RequestContext, Upstream, UpstreamRequest};
+use crate::error::ProxyError;
 use crate::flexport::links::Bases;
 use crate::front::{AuthLayer, ContextLayer, LimitsLayer, RescueLayer, TraceLayer};
 use crate::http::Body;
@@ -22,14 +23,19 @@ use std::sync::Arc;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceBuilder};
 
-/// The way to Flexport.
-pub fn upstream(
+/// The way to Flexport. What makes the attempts is [`Attempt`]; tests put something else in its place.
+pub fn upstream<A>(
     bases: Option<Arc<Bases>>,
     breakers: Arc<Breakers>,
     retry: RetryLayer,
     limit: LimitLayer,
-    attempt: Attempt,
-) -> Upstream {
+    attempt: A,
+) -> Upstream
+where
+    A: Service<UpstreamRequest, Response = Response<Body>, Error = ProxyError>,
+    A: Clone + Send + Sync + 'static,
+    A::Future: Send + 'static,
+{
     Upstream::new(
         ServiceBuilder::new()
             // Outermost, on the way in: what cache, tickets and callers hold is rewritten once.

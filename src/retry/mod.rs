@@ -17,3 +17,6 @@ mod service;
 
 pub use layer::{IsFlowing, RetryLayer};
 pub use service::Retry;
+
+#[cfg(test)]
+mod tests;

@@ -170,12 +170,16 @@ where
     ) -> Result<Response<Body>, ProxyError> {
         // Read to its end, so that its slot is free while we wait.
         let first = match first {
-            Ok(response) => keep(response).await,
+            Ok(response) => keep(response, self.call.deadline).await,
             Err(error) => Err(error),
         };
+        // Its body took its time: nobody waits for what cannot be.
+        if Instant::now() + wait >= self.call.deadline {
+            return first;
+        }
         tokio::time::sleep(wait).await;
         // Much may have happened.
-        if Instant::now() >= self.call.deadline || !self.is_flowing() {
+        if !self.is_flowing() {
             return first;
         }
         self.shared.retried.inc();
@@ -197,9 +201,10 @@ where
 }
 
 /// The answer with its body in memory.
-async fn keep(response: Response<Body>) -> Result<Response<Body>, ProxyError> {
+async fn keep(response: Response<Body>, deadline: Instant) -> Result<Response<Body>, ProxyError> {
     let (parts, body) = response.into_parts();
-    match tokio::time::timeout(KEPT_WITHIN, body.collect(KEPT)).await {
+    let until = deadline.min(Instant::now() + KEPT_WITHIN);
+    match tokio::time::timeout_at(until, body.collect(KEPT)).await {
         Ok(Ok(whole)) => Ok(Response::from_parts(parts, Body::from(whole))),
         Ok(Err(error)) => Err(ProxyError::Cut(error.to_string())),
         Err(_) => Err(ProxyError::Cut("the body of an error did not come in time".to_owned())),
