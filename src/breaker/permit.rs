@@ -15,6 +15,7 @@ use crate::http::delivery::{Delivery, Doubt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// One breaker's part in a call.
 pub(super) struct Permit {
@@ -85,27 +86,36 @@ impl CallPermits {
         Self { global, group, attempt: AtomicU64::new(NONE) }
     }
 
+    fn has_probe(&self) -> bool {
+        let is_probe = |permit: &Permit| matches!(permit.kind, Kind::Probe(_));
+        is_probe(&self.global) || self.group.as_ref().is_some_and(is_probe)
+    }
+
     fn record(&self, outcome: &AttemptOutcome) {
         let shared = &self.global.scope.shared;
         let now = shared.now();
-        let slow = shared.tuning.load().slow;
+        let tuning = shared.tuning.load();
+        let slow = tuning.slow;
         let patience = self.group.as_ref().map_or(slow, |group| group.scope.patience.limit(slow));
         let verdicts = classify::judge(outcome, slow, patience);
-        self.global.scope.record(&self.global, verdicts.global, None, now);
+        self.global.scope.record(&self.global, verdicts.global, None, now, &tuning);
         if let Some(group) = &self.group {
             if matches!(verdicts.group, Verdict::Success | Verdict::Slow) {
                 group.scope.patience.learn(outcome.head_after);
             }
-            group.scope.record(group, verdicts.group, outcome.retry_after, now);
+            group.scope.record(group, verdicts.group, outcome.retry_after, now, &tuning);
         }
     }
 }
 
 impl AttemptObserver for CallPermits {
-    fn began(&self) {
+    fn began_at(&self, at: Instant) {
         let shared = &self.global.scope.shared;
-        let now = shared.now();
+        let now = shared.at(at);
         self.attempt.store(now.saturating_add(1), Ordering::Release);
+        if !self.has_probe() {
+            return;
+        }
         let limit = shared.tuning.load().probe_limit;
         self.global.began(now, limit);
         if let Some(group) = &self.group {
@@ -115,10 +125,7 @@ impl AttemptObserver for CallPermits {
 
     fn answered(&self, delivery: Delivery, head_after: Duration) {
         // Only probes wait for it.
-        if std::iter::once(&self.global)
-            .chain(&self.group)
-            .all(|permit| !matches!(permit.kind, Kind::Probe(_)))
-        {
+        if !self.has_probe() {
             return;
         }
         let shared = &self.global.scope.shared;
