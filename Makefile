@@ -4,7 +4,7 @@
 
 # Everything that must hold before a change is taken: 25 minutes from cold on two cores, a few when warm.
 test: tools
-	@ci/steps.sh fmt clippy image deny deploy tests docs release demo peers
+	@ci/steps.sh fmt clippy image deny deploy tests docs release demo peers breaker
 
 # The quick half.
 lint:
@@ -14,7 +14,7 @@ lint:
 demo:
 	@ci/steps.sh release demo
 
-# Side by side with plain proxies, full rounds. Figures go to docs/MEASURED.md.
+# Side by side with plain proxies and with other breakers, full rounds. Figures go to docs/MEASURED.md.
 bench:
 	@ci/steps.sh bench
 

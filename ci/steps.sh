@@ -2,7 +2,7 @@
 # Runs the steps named as arguments, in order, each under its name; ends at the first that fails. A step whose tool is
 # missing fails when CI=true; otherwise it is listed at the end as NOT RUN. Reads nothing from stdin.
 #
-#   ci/steps.sh fmt clippy image deny tests docs release demo peers
+#   ci/steps.sh fmt clippy image deny tests docs release demo peers breaker
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -43,15 +43,17 @@ loom() { cargo run --locked --release --manifest-path loom/Cargo.toml --target-d
 # `cargo nextest` does not run the examples in the documentation.
 docs() { cargo test --locked --doc; }
 
-# With the benchmark at once, so that both come from one build of the dependencies.
-release() { cargo build --locked --release --bin seawall --bench peers; }
+# With the benchmarks at once, so that all come from one build of the dependencies.
+release() { cargo build --locked --release --bin seawall --bench peers --bench breaker; }
 
 demo() { needs timeout && timeout 60 "$target/release/seawall" demo; }
 
 # Prints the ratios. The limits are held by `make bench`: a short run beside a build says little.
 peers() { cargo bench --locked --bench peers -- --short --report-only; }
 
-bench() { cargo bench --locked --bench peers; }
+breaker() { cargo bench --locked --bench breaker -- --short --report-only; }
+
+bench() { cargo bench --locked --bench breaker && cargo bench --locked --bench peers; }
 
 # === Running them ===
 

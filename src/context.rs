@@ -184,8 +184,12 @@ pub type BeforeSend = Box<dyn FnOnce() -> BoxFuture<Result<(), ProxyError>> + Se
 /// Told how an attempt went, exactly once per attempt. What it holds (permits) is freed when it is dropped, which
 /// happens when the upstream's body has ended.
 pub trait AttemptObserver: Send + Sync {
-    /// The attempt began; a probe's deadline runs from here.
-    fn began(&self);
+    /// The attempt began now.
+    fn began(&self) {
+        self.began_at(Instant::now());
+    }
+    /// The attempt began then; a probe's deadline runs from there. Who knows the moment spares a look at the clock.
+    fn began_at(&self, at: Instant);
     /// The head is there and the body follows: a long healthy body is not waited for. At most once per attempt.
     fn answered(&self, _delivery: Delivery, _head_after: Duration) {}
     /// Whether the call may still be made: asked again by what let it wait.

@@ -8,6 +8,7 @@
 //! |---|---|---|---|
 //! | forward 4 KB, 28 KB | Seawall, each request a new shipment | hyper server + client, streaming, no logic | 1.8 |
 //! | hit 4 KB, 28 KB | Seawall, one fresh shipment | hyper server, the same bytes from memory | 2.5 |
+//! | refusal 4 KB | Seawall, each request a new shipment, its breaker forced open | Seawall that forwards it | 0.6 |
 //! | idle memory | Seawall after its start, no traffic | – | 40 MiB |
 //!
 //! How: each program is a process with one worker thread, the same allocator, profile and link-time optimisation, no
@@ -30,6 +31,7 @@ mod process;
 
 use anyhow::{Context as _, Result, bail};
 use body::{LINK_BASE, Sample, Size};
+use http::StatusCode;
 use load::{Expected, Load, Paths};
 use measure::{Cores, Cpu, median};
 use process::{Running, Target};
@@ -42,6 +44,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const ROUNDS: usize = 5;
 const FORWARD_LIMIT: f64 = 1.8;
 const HIT_LIMIT: f64 = 2.5;
+const REFUSAL_LIMIT: f64 = 0.6;
 const IDLE_LIMIT: u64 = 40 << 20;
 /// What Seawall keeps in memory by default, and some more.
 const CACHE_BYTES: usize = 160 << 20;
@@ -60,29 +63,47 @@ struct Options {
 struct Case {
     name: &'static str,
     size: Size,
-    paths: Paths,
+    work: Work,
     /// Requests of a full round: about a second of CPU time and more.
     requests: u64,
     limit: f64,
 }
 
-const CASES: [Case; 4] = [
+/// What Seawall does, and what stands beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// Beside a plain proxy.
+    Forward,
+    /// Beside a plain server.
+    Hit,
+    /// Beside a Seawall that forwards.
+    Refuse,
+}
+
+const CASES: [Case; 5] = [
     Case {
         name: "forward 4 KB",
         size: Size::Shipment,
-        paths: Paths::New,
+        work: Work::Forward,
         requests: 40_000,
         limit: FORWARD_LIMIT,
     },
     Case {
         name: "forward 28 KB",
         size: Size::Page,
-        paths: Paths::New,
+        work: Work::Forward,
         requests: 25_000,
         limit: FORWARD_LIMIT,
     },
-    Case { name: "hit 4 KB", size: Size::Shipment, paths: Paths::One, requests: 100_000, limit: HIT_LIMIT },
-    Case { name: "hit 28 KB", size: Size::Page, paths: Paths::One, requests: 60_000, limit: HIT_LIMIT },
+    Case { name: "hit 4 KB", size: Size::Shipment, work: Work::Hit, requests: 100_000, limit: HIT_LIMIT },
+    Case { name: "hit 28 KB", size: Size::Page, work: Work::Hit, requests: 60_000, limit: HIT_LIMIT },
+    Case {
+        name: "refusal 4 KB",
+        size: Size::Shipment,
+        work: Work::Refuse,
+        requests: 40_000,
+        limit: REFUSAL_LIMIT,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -161,6 +182,10 @@ async fn run(options: Options) -> Result<bool> {
     );
     let mut is_within = true;
     for case in CASES {
+        // There is no peer that refuses.
+        if options.is_self_check && case.work == Work::Refuse {
+            continue;
+        }
         is_within &= compare(case, options, cores).await?;
     }
     if !options.is_self_check {
@@ -175,7 +200,8 @@ async fn run(options: Options) -> Result<bool> {
 /// One row of ratios.
 async fn compare(case: Case, options: Options, cores: Cores) -> Result<bool> {
     let sample = Sample::new(case.size);
-    let is_hit = case.paths == Paths::One;
+    let is_hit = case.work == Work::Hit;
+    let paths = if is_hit { Paths::One } else { Paths::New };
     let origin_role = if is_hit { "fresh-origin" } else { "origin" };
     let origin = Running::peer(origin_role, case.size.name(), cores.load, cores).await?;
     let peer = || async {
@@ -185,28 +211,40 @@ async fn compare(case: Case, options: Options, cores: Cores) -> Result<bool> {
             Running::peer("minimal-proxy", &origin.target.url(), cores.measured, cores).await
         }
     };
-    let beside = peer().await?;
-    let measured =
-        if options.is_self_check { peer().await? } else { Running::seawall(&origin.target, cores).await? };
-    let plain = Expected { len: sample.bytes.len(), cache_status: None };
-    let expected = match &measured.target {
-        Target::Peer(_) => plain,
-        Target::Seawall(_) => Expected {
-            len: sample.len_with_links_to(&measured.target.url()),
-            cache_status: Some(if is_hit { "hit" } else { "fwd=" }),
-        },
+    let seawall = || Running::seawall(&origin.target, cores);
+    let beside = match case.work {
+        Work::Forward | Work::Hit => peer().await?,
+        Work::Refuse => seawall().await?,
+    };
+    let measured = if options.is_self_check { peer().await? } else { seawall().await? };
+    let answer = |running: &Running| {
+        let status = StatusCode::OK;
+        match &running.target {
+            Target::Peer(_) => Expected { status, len: Some(sample.bytes.len()), field: None },
+            Target::Seawall(_) => Expected {
+                status,
+                len: Some(sample.len_with_links_to(&running.target.url())),
+                field: Some(("cache-status", if is_hit { "hit" } else { "fwd=" })),
+            },
+        }
     };
 
     let requests = if options.is_short { case.requests / 4 } else { case.requests };
     let load = Load::new();
-    let sides = [(&measured, expected), (&beside, plain)];
+    let mut sides = [(&measured, answer(&measured)), (&beside, answer(&beside))];
     for (running, expected) in sides {
         // The first answer of a row of hits is the miss that fills the cache.
-        let first = Expected { cache_status: None, ..expected };
-        load.run(running.target.address(), case.paths, 1, first).await?;
+        let first = Expected { field: None, ..expected };
+        load.run(running.target.address(), paths, 1, first).await?;
         let warm_up = if is_hit { requests / 10 } else { (CACHE_BYTES / sample.bytes.len()) as u64 };
-        load.run(running.target.address(), case.paths, warm_up, expected).await?;
+        load.run(running.target.address(), paths, warm_up, expected).await?;
         running.check_links(&sample).await?;
+    }
+    if case.work == Work::Refuse {
+        // Its cache is full, but of other shipments.
+        measured.force_open("shipments:read")?;
+        let field = Some(("seawall-breaker", "open; scope=shipments:read"));
+        sides[0].1 = Expected { status: StatusCode::SERVICE_UNAVAILABLE, len: None, field };
     }
     let (mut ratios, mut costs) = (Vec::new(), [Vec::new(), Vec::new()]);
     for round in 0..ROUNDS {
@@ -215,7 +253,7 @@ async fn compare(case: Case, options: Options, cores: Cores) -> Result<bool> {
             let side = (round + turn) % 2;
             let (running, expected) = sides[side];
             let before = Cpu::of(running.pid())?;
-            load.run(running.target.address(), case.paths, requests, expected).await?;
+            load.run(running.target.address(), paths, requests, expected).await?;
             let spent = Cpu::of(running.pid())?.since(&before);
             anyhow::ensure!(spent > Duration::from_millis(10), "{} cost nothing: {spent:?}", running.target);
             cost[side] = spent.as_secs_f64() * 1e6 / requests as f64;

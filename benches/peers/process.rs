@@ -29,6 +29,8 @@ pub(crate) struct Running {
     /// Where it answers.
     pub(crate) target: Target,
     child: Child,
+    /// Where Seawall's operators ask.
+    admin: Option<SocketAddr>,
     /// Its configuration and data; removed with it.
     _folder: Option<TempDir>,
 }
@@ -66,8 +68,8 @@ impl Running {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["role", role, argument]).stdout(Stdio::piped());
         let child = spawn(command, core, cores)?;
-        let mut running =
-            Self { target: Target::Peer((Ipv4Addr::LOCALHOST, 0).into()), child, _folder: None };
+        let target = Target::Peer((Ipv4Addr::LOCALHOST, 0).into());
+        let mut running = Self { target, child, admin: None, _folder: None };
         let out = running.child.stdout.take().context("stdout is piped")?;
         let mut line = String::new();
         BufReader::new(out).read_line(&mut line)?;
@@ -108,9 +110,24 @@ impl Running {
         }
         command.env("TOKIO_WORKER_THREADS", "1").stdout(Stdio::null());
         let child = spawn(command, cores.measured, cores)?;
-        let mut running = Self { target: Target::Seawall(data), child, _folder: Some(folder) };
+        let mut running =
+            Self { target: Target::Seawall(data), child, admin: Some(admin), _folder: Some(folder) };
         running.wait_until_ready(admin).await?;
         Ok(running)
+    }
+
+    /// Forces a breaker of Seawall open, by its own command.
+    pub(crate) fn force_open(&self, scope: &str) -> Result<()> {
+        let admin = self.admin.context("only Seawall has breakers")?;
+        let done = Command::new(env!("CARGO_BIN_EXE_seawall"))
+            .args(["breaker", "force-open", scope, "--reason", "bench", "--ttl", "never"])
+            .args(["--admin", &format!("http://{admin}")])
+            .env_remove("SEAWALL_ADMIN_TOKEN")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(done.success(), "{scope} was not forced open: {done}");
+        Ok(())
     }
 
     /// Its process id.

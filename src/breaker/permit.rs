@@ -15,6 +15,7 @@ use crate::http::delivery::{Delivery, Doubt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// One breaker's part in a call.
 pub(super) struct Permit {
@@ -86,32 +87,38 @@ impl CallPermits {
         Self { global, group, attempt: AtomicU64::new(NONE) }
     }
 
-    /// What is slow is the group's to say: `global` judges no answers.
-    fn slow(&self) -> Duration {
-        self.group.as_ref().unwrap_or(&self.global).scope.tuning().slow
+    fn has_probe(&self) -> bool {
+        let is_probe = |permit: &Permit| matches!(permit.kind, Kind::Probe(_));
+        is_probe(&self.global) || self.group.as_ref().is_some_and(is_probe)
     }
 
     fn record(&self, outcome: &AttemptOutcome) {
         let shared = &self.global.scope.shared;
         let now = shared.now();
-        let slow = self.slow();
+        // What is slow is the group's to say: `global` judges no answers.
+        let tuning = self.group.as_ref().unwrap_or(&self.global).scope.tuning();
+        let slow = tuning.slow;
         let patience = self.group.as_ref().map_or(slow, |group| group.scope.patience.limit(slow));
         let verdicts = classify::judge(outcome, slow, patience);
-        self.global.scope.record(&self.global, verdicts.global, None, now);
+        let globals = self.global.scope.tuning();
+        self.global.scope.record(&self.global, verdicts.global, None, now, &globals);
         if let Some(group) = &self.group {
             if matches!(verdicts.group, Verdict::Success | Verdict::Slow) {
                 group.scope.patience.learn(outcome.head_after);
             }
-            group.scope.record(group, verdicts.group, outcome.retry_after, now);
+            group.scope.record(group, verdicts.group, outcome.retry_after, now, &tuning);
         }
     }
 }
 
 impl AttemptObserver for CallPermits {
-    fn began(&self) {
+    fn began_at(&self, at: Instant) {
         let shared = &self.global.scope.shared;
-        let now = shared.now();
+        let now = shared.at(at);
         self.attempt.store(now.saturating_add(1), Ordering::Release);
+        if !self.has_probe() {
+            return;
+        }
         self.global.began(now);
         if let Some(group) = &self.group {
             group.began(now);
@@ -120,16 +127,13 @@ impl AttemptObserver for CallPermits {
 
     fn answered(&self, delivery: Delivery, head_after: Duration) {
         // Only probes wait for it.
-        if std::iter::once(&self.global)
-            .chain(&self.group)
-            .all(|permit| !matches!(permit.kind, Kind::Probe(_)))
-        {
+        if !self.has_probe() {
             return;
         }
         let shared = &self.global.scope.shared;
         let now = shared.now();
         let head = AttemptOutcome { delivery, head_after, body: BodyEnd::Complete, retry_after: None };
-        let slow = self.slow();
+        let slow = self.group.as_ref().unwrap_or(&self.global).scope.tuning().slow;
         let verdicts = classify::judge(&head, slow, slow);
         self.global.answered(now, verdicts.global);
         if let Some(group) = &self.group {

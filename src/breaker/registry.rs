@@ -203,7 +203,6 @@ impl Breakers {
     }
 
     fn admit_as(&self, call: &Call, has_queued: bool) -> Result<CallPermits, ProxyError> {
-        let now = self.shared.now();
         let ask = Ask {
             creates: !call.is_read && call.route.queue.class.is_some_and(WriteClass::creates),
             is_active_probe: call.lane == Lane::Probe,
@@ -215,13 +214,13 @@ impl Breakers {
         }
         if let Some(scope) = group.and_then(|group| self.keeps_creates(group, ask)) {
             scope.count_refusal();
-            return Err(refusal(scope, Refusal::Open(scope.retry_hint(now))));
+            return Err(refusal(scope, Refusal::Open(scope.retry_hint(self.shared.now()))));
         }
-        let global = self.global.admit(now, ask).map_err(|refused| refusal(&self.global, refused))?;
+        let global = self.global.admit(ask).map_err(|refused| refusal(&self.global, refused))?;
         let permit = group.map(|group| {
             let scope = if call.is_read { &group.read } else { &group.write };
             // On a refusal the permit of `global` is dropped: neutral.
-            scope.admit(now, ask).map_err(|refused| refusal(scope, refused))
+            scope.admit(ask).map_err(|refused| refusal(scope, refused))
         });
         Ok(CallPermits::new(global, permit.transpose()?))
     }

@@ -283,8 +283,20 @@ impl Scope {
 
     // --- admission ---
 
-    /// Asks for a permit.
-    pub(super) fn admit(self: &Arc<Self>, now: At, ask: Ask) -> Result<Permit, Refusal> {
+    /// Asks for a permit. One that is closed needs no look at the clock.
+    pub(super) fn admit(self: &Arc<Self>, ask: Ask) -> Result<Permit, Refusal> {
+        let word = self.cell.load();
+        if word.mode() == Mode::Auto && word.state() == State::Closed {
+            self.in_flight.fetch_add(1, Ordering::AcqRel);
+            let kind = if ask.is_active_probe { Kind::Silent } else { Kind::Normal };
+            return Ok(Permit { scope: self.clone(), generation: word.generation(), kind });
+        }
+        self.admit_otherwise(ask)
+    }
+
+    #[cold]
+    fn admit_otherwise(self: &Arc<Self>, ask: Ask) -> Result<Permit, Refusal> {
+        let now = self.shared.now();
         let tuning = self.tuning.load();
         loop {
             let word = self.cell.load();
@@ -507,7 +519,14 @@ impl Scope {
     // --- outcomes ---
 
     /// Counts an outcome, when the permit still means something.
-    pub(super) fn record(&self, permit: &Permit, verdict: Verdict, retry_after: Option<Duration>, now: At) {
+    pub(super) fn record(
+        &self,
+        permit: &Permit,
+        verdict: Verdict,
+        retry_after: Option<Duration>,
+        now: At,
+        tuning: &Tuning,
+    ) {
         let word = self.cell.load();
         if word.generation() != permit.generation {
             return;
@@ -515,7 +534,7 @@ impl Scope {
         match (word.state(), &permit.kind) {
             (State::Closed | State::Ramping, Kind::Normal) => {
                 self.heed(verdict, retry_after, now);
-                self.sample(word, verdict, now);
+                self.sample(word, verdict, now, tuning);
             }
             (State::HalfOpen, Kind::Probe(probe)) => {
                 let (tally, decided) = match verdict {
@@ -564,8 +583,7 @@ impl Scope {
         }
     }
 
-    fn sample(&self, word: Word, verdict: Verdict, now: At) {
-        let tuning = self.tuning.load();
+    fn sample(&self, word: Word, verdict: Verdict, now: At, tuning: &Tuning) {
         let number = now / tuning.bucket;
         let is_ramping = word.state() == State::Ramping;
         let mut row = Row { count: 0, span: 0 };
@@ -603,12 +621,12 @@ impl Scope {
         }
         let last_bad = self.last_bad.load(Ordering::Acquire);
         let is_bad_inside = last_bad != 0 && elapsed(now, last_bad) < tuning.window();
-        if is_bad_inside && let Some(cause) = state::trips(self.window.counts(number), row, &tuning) {
+        if is_bad_inside && let Some(cause) = state::trips(self.window.counts(number), row, tuning) {
             self.trip(word, now, cause);
             return;
         }
         if is_ramping {
-            self.judge_ramp(word, now, &tuning);
+            self.judge_ramp(word, now, tuning);
         }
     }
 

@@ -161,7 +161,7 @@ fn slot(slots: &Arc<Slots>) -> Slot {
 // === impl Gatekeeper ===
 
 impl AttemptObserver for Gatekeeper {
-    fn began(&self) {}
+    fn began_at(&self, _: Instant) {}
 
     fn may_go_on(&self) -> Result<(), ProxyError> {
         if self.lets.load(Ordering::Relaxed) { Ok(()) } else { Err(ProxyError::Draining) }

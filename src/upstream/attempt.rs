@@ -155,7 +155,7 @@ async fn run(
         Some(bytes) => {
             let until = call.deadline.min(started + limit);
             let is_long = until < call.deadline || is_long(&call, until - started);
-            began(&call);
+            began(&call, started);
             shared.send_whole(request, bytes, call.resends_unsent, until, is_long).await
         }
         None => Box::pin(shared.send_streamed(request, &call, limit, &mut started)).await,
@@ -175,9 +175,9 @@ fn is_long(call: &Call, waited: Duration) -> bool {
     !call.is_hurried && waited >= call.route.timeout / 2
 }
 
-fn began(call: &Call) {
+fn began(call: &Call, at: Instant) {
     if let Some(observer) = &call.observer {
-        observer.began();
+        observer.began_at(at);
     }
 }
 
@@ -279,18 +279,18 @@ impl Shared {
             result = &mut sent => {
                 // It did not wait for the end of the request; how long that would have taken is our caller's matter.
                 *started = progress.taken_at();
-                began(call);
+                began(call, *started);
                 return result;
             }
             () = tokio::time::sleep_until(deadline) => {
                 *started = progress.taken_at();
-                began(call);
+                began(call, *started);
                 return Err(progress.late());
             }
             () = progress.finished.notified() => {}
         }
         *started = Instant::now();
-        began(call);
+        began(call, *started);
         match tokio::time::timeout_at(deadline.min(*started + limit), sent).await {
             Ok(result) => result,
             Err(_) => Err(ProxyError::HeadTimeout),
