@@ -2,6 +2,8 @@
 //!
 //! A binary of its own, since its allocator counts every byte.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests stand outside of test functions")]
+
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use seawall::breaker::Breakers;
 use seawall::cache::Cache;
