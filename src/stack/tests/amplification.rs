@@ -74,7 +74,7 @@ async fn failing(world: &World, failing: Failing, well_for: Duration, ill_for: D
 }
 
 /// When a breaker first opened.
-async fn watch_opening(world: &World) -> tokio::task::JoinHandle<Instant> {
+fn watch_opening(world: &World) -> tokio::task::JoinHandle<Instant> {
     let mut events = world.bus.watch();
     tokio::spawn(async move {
         loop {
@@ -103,7 +103,7 @@ async fn in_an_outage_at_200_a_second_attempts_per_call_stay_below_1_12_and_none
         for after in [Duration::ZERO, 400 * MS, 2 * SECOND] {
             for well_for in [Duration::ZERO, 12 * SECOND] {
                 let world = World::new();
-                let opening = watch_opening(&world).await;
+                let opening = watch_opening(&world);
                 let log = failing(&world, Failing { how, after }, well_for, 8 * SECOND).await;
                 assert!(opening.is_finished(), "it never opened");
                 let opened = opening.await.unwrap();
