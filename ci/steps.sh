@@ -53,7 +53,7 @@ peers() { cargo bench --locked --bench peers -- --short --report-only; }
 
 breaker() { cargo bench --locked --bench breaker -- --short --report-only; }
 
-bench() { cargo bench --locked --bench breaker && cargo bench --locked --bench peers; }
+bench() { cargo bench --locked --bench peers && cargo bench --locked --bench breaker; }
 
 # === Running them ===
 
