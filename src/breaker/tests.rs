@@ -1111,19 +1111,11 @@ async fn an_override_is_made_even_when_its_caller_hangs_up() {
     {
         let set = world.breakers.set_override(READ, Mode::ForcedOpen, "x", None, "ada", false);
         let mut set = Box::pin(set);
-        assert!(futures_poll_once(set.as_mut()).is_none());
+        assert!(crate::tests::poll_once(set.as_mut()).is_none());
     }
     changes.changed().await.unwrap();
     assert_eq!(refused_by(world.read()), READ);
     assert!(World::at(path).status(READ).forced.is_some());
-}
-
-fn futures_poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    match future.poll(&mut context) {
-        std::task::Poll::Ready(output) => Some(output),
-        std::task::Poll::Pending => None,
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -1406,7 +1398,7 @@ async fn admission_is_ready_even_when_what_is_behind_is_not() {
     let (inner, _handle) = tower_test::mock::pair::<UpstreamRequest, Response<Body>>();
     let inner = inner.map_err(|error| ProxyError::Internal(error.to_string()));
     let mut service = Layer::new(world.breakers.clone()).layer(inner);
-    assert!(futures_poll_once(Box::pin(service.ready()).as_mut()).is_some());
+    assert!(crate::tests::poll_once(Box::pin(service.ready()).as_mut()).is_some());
 }
 
 // === threads ===

@@ -188,11 +188,6 @@ pub fn strip_seawall_request(headers: &mut HeaderMap) {
     super::prefer::remove_wait(headers);
 }
 
-/// Removes from an upstream's answer what only we may say.
-pub fn strip_seawall_response(headers: &mut HeaderMap) {
-    strip(headers, is_only_ours_to_say);
-}
-
 /// The same value in memory of its own; see [`Fields`](super::Fields).
 pub fn detached_value(value: &HeaderValue) -> HeaderValue {
     let mut copy = HeaderValue::from_bytes(value.as_bytes()).expect("the bytes of a valid value");

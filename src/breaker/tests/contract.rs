@@ -354,7 +354,7 @@ async fn what_is_more_than_a_ramp_takes_waits_for_its_turn_and_no_longer_than_fo
     let call = world.call(&Method::GET, "/shipments");
     // Room that comes is given to who waits, and not to who comes.
     let mut first = Box::pin(world.breakers.admit_in_turn(&call));
-    assert!(futures_poll_once(first.as_mut()).is_none());
+    assert!(crate::tests::poll_once(first.as_mut()).is_none());
     drop(held.pop());
     assert!(world.read().is_err(), "nobody overtakes");
     ok(first.await.unwrap());
