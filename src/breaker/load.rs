@@ -24,8 +24,7 @@ pub(super) struct Place(u8);
 #[repr(align(64))]
 pub(super) struct Line<T>(pub(super) T);
 
-/// Two lines are fetched at once.
-#[repr(align(128))]
+#[repr(align(64))]
 struct Stripe {
     in_flight: AtomicU32,
     window: Window,

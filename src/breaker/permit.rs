@@ -99,12 +99,20 @@ impl CallPermits {
         self.group.as_ref().unwrap_or(&self.global).scope.hot.slow()
     }
 
-    fn record(&self, outcome: &AttemptOutcome) {
+    /// Counts the attempt that began then. A healthy one is counted at the time of its head, or of the last tick when
+    /// that was later: the window's buckets are longer than ticks are apart, and a look at the clock would be the most
+    /// expensive part of it. What may move the machine is counted at its very moment.
+    fn record(&self, began: u64, outcome: &AttemptOutcome) {
         let shared = &self.global.scope.shared;
-        let now = shared.now();
         let slow = self.slow();
         let patience = self.group.as_ref().map_or(slow, |group| group.scope.patience.0.limit(slow));
         let verdicts = classify::judge(outcome, slow, patience);
+        let is_routine = verdicts.are_healthy() && !self.has_probe();
+        let now = if is_routine {
+            began.saturating_add(state::millis(outcome.head_after)).max(shared.ticked())
+        } else {
+            shared.now()
+        };
         self.global.scope.record(&self.global, verdicts.global, None, now);
         if let Some(group) = &self.group {
             if matches!(verdicts.group, Verdict::Success | Verdict::Slow) {
@@ -158,9 +166,10 @@ impl AttemptObserver for CallPermits {
 
     fn ended(&self, outcome: AttemptOutcome) {
         // Once per attempt; only whoever makes the attempt says so, so it need not be one step.
-        if self.attempt.load(Ordering::Acquire) != ENDED {
+        let began = self.attempt.load(Ordering::Acquire);
+        if began != ENDED {
             self.attempt.store(ENDED, Ordering::Release);
-            self.record(&outcome);
+            self.record(began.saturating_sub(1), &outcome);
         }
     }
 }
@@ -173,12 +182,16 @@ impl Drop for CallPermits {
         }
         // Nobody waited for the end of this attempt: the same as a caller that leaves.
         let now = self.global.scope.shared.now();
-        self.record(&AttemptOutcome {
-            delivery: Delivery::Ambiguous(Doubt::Cut),
-            head_after: Duration::from_millis(state::elapsed(now, began.saturating_sub(1))),
-            body: BodyEnd::Abandoned,
-            retry_after: None,
-        });
+        let began = began.saturating_sub(1);
+        self.record(
+            began,
+            &AttemptOutcome {
+                delivery: Delivery::Ambiguous(Doubt::Cut),
+                head_after: Duration::from_millis(state::elapsed(now, began)),
+                body: BodyEnd::Abandoned,
+                retry_after: None,
+            },
+        );
     }
 }
 

@@ -99,13 +99,7 @@ impl Breakers {
         metrics: &Metrics,
         bus: event::Bus,
     ) -> Arc<Self> {
-        let shared = Arc::new(Shared {
-            clock,
-            bus,
-            changes: watch::Sender::new(0),
-            base: Instant::now(),
-            is_untidy: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::new(clock, bus));
         let scope = |name: String, role, reads| {
             let tuning = Tuning::of(&name, role, settings, limiter_max, attempt_limit);
             // Never given back: a permit points to it, and to count who does would be two atomic steps more for each
@@ -319,6 +313,7 @@ impl Breakers {
     /// 250 ms; admission does the same for itself in between.
     pub fn tick(self: &Arc<Self>, now: Instant) {
         let now = self.shared.at(now);
+        self.shared.tick(now);
         self.all.iter().for_each(|scope| scope.tick(now));
         for scope in self.all.iter().filter(|scope| scope.ends_soon(now)) {
             self.tell_end(scope);

@@ -36,6 +36,8 @@ pub(super) struct Shared {
     /// Counts transitions and changes of overrides.
     pub(super) changes: watch::Sender<u64>,
     pub(super) base: Instant,
+    /// The last tick: the time, as nearly as a success must be counted.
+    ticked: AtomicU64,
     /// Whether the file holds overrides that are over.
     pub(super) is_untidy: AtomicBool,
 }
@@ -249,9 +251,29 @@ impl Hot {
 // === impl Shared ===
 
 impl Shared {
+    pub(super) fn new(clock: Clock, bus: event::Bus) -> Self {
+        Self {
+            clock,
+            bus,
+            changes: watch::Sender::new(0),
+            base: Instant::now(),
+            ticked: AtomicU64::new(0),
+            is_untidy: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn tick(&self, now: At) {
+        self.ticked.store(now, Ordering::Release);
+    }
+
     /// Now, on the breakers' scale. It begins above nought, so that nought can mean "never".
     pub(super) fn now(&self) -> At {
         self.at(Instant::now())
+    }
+
+    /// When it last ticked; nought when it never did.
+    pub(super) fn ticked(&self) -> At {
+        self.ticked.load(Ordering::Acquire)
     }
 
     pub(super) fn at(&self, instant: Instant) -> At {
