@@ -124,6 +124,7 @@ impl CallPermits {
 }
 
 impl AttemptObserver for CallPermits {
+    #[inline]
     fn began_at(&self, at: Instant) {
         let shared = &self.global.scope.shared;
         let now = shared.at(at);
@@ -164,6 +165,7 @@ impl AttemptObserver for CallPermits {
         Ok(())
     }
 
+    #[inline]
     fn ended(&self, outcome: AttemptOutcome) {
         // Once per attempt; only whoever makes the attempt says so, so it need not be one step.
         let began = self.attempt.load(Ordering::Acquire);

@@ -195,10 +195,13 @@ impl Breakers {
     // --- the hot path ---
 
     /// Asks for the permits of a call.
+    #[inline]
     pub fn admit(&self, call: &Call) -> Result<CallPermits, ProxyError> {
         self.admit_as(call, false)
     }
 
+    // What comes out of it is large enough for its moves to be seen.
+    #[inline]
     fn admit_as(&self, call: &Call, has_queued: bool) -> Result<CallPermits, ProxyError> {
         let ask = Ask {
             creates: !call.is_read && call.route.queue.class.is_some_and(WriteClass::creates),

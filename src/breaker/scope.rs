@@ -340,6 +340,7 @@ impl Scope {
     // --- admission ---
 
     /// Asks for a permit. One that is closed needs no look at the clock.
+    #[inline]
     pub(super) fn admit(&'static self, ask: Ask) -> Result<Permit, Refusal> {
         let word = self.cell.load();
         if word.mode() == Mode::Auto && word.state() == State::Closed {
