@@ -99,20 +99,16 @@ impl CallPermits {
         self.group.as_ref().unwrap_or(&self.global).scope.hot.slow()
     }
 
-    /// Counts the attempt that began then. A healthy one is counted at the time of its head, or of the last tick when
-    /// that was later: the window's buckets are longer than ticks are apart, and a look at the clock would be the most
-    /// expensive part of it. What may move the machine is counted at its very moment.
+    /// Counts the attempt that began then; nought when nobody said when. A healthy one is counted at the last tick, or
+    /// at its own beginning when that was later: a bucket of the window is longer than ticks are apart, and a look at
+    /// the clock would be the most expensive part of it. What may move the machine is counted at its very moment.
     fn record(&self, began: u64, outcome: &AttemptOutcome) {
         let shared = &self.global.scope.shared;
         let slow = self.slow();
         let patience = self.group.as_ref().map_or(slow, |group| group.scope.patience.0.limit(slow));
         let verdicts = classify::judge(outcome, slow, patience);
-        let is_routine = verdicts.are_healthy() && !self.has_probe();
-        let now = if is_routine {
-            began.saturating_add(state::millis(outcome.head_after)).max(shared.ticked())
-        } else {
-            shared.now()
-        };
+        let is_routine = began > 0 && verdicts.are_healthy() && !self.has_probe();
+        let now = if is_routine { began.max(shared.ticked()) } else { shared.now() };
         self.global.scope.record(&self.global, verdicts.global, None, now);
         if let Some(group) = &self.group {
             if matches!(verdicts.group, Verdict::Success | Verdict::Slow) {

@@ -670,15 +670,16 @@ impl Scope {
         let last_bad = self.last_bad.load(Ordering::Acquire);
         let is_bad_inside = last_bad != 0 && elapsed(now, last_bad) < bucket * BUCKETS as u64;
         if is_bad_inside || is_ramping {
-            self.judge(word, number, row, now, is_bad_inside);
+            self.judge(word, row, is_bad_inside);
         }
     }
 
-    /// Whether the counts make it move.
+    /// Whether the counts make it move: as of this very moment, at whatever moment the last was counted.
     #[cold]
-    fn judge(&self, word: Word, number: u64, row: Row, now: At, is_bad_inside: bool) {
+    fn judge(&self, word: Word, row: Row, is_bad_inside: bool) {
+        let now = self.shared.now();
         let tuning = self.tuning.load();
-        if is_bad_inside && let Some(cause) = state::trips(self.load.counts(number), row, &tuning) {
+        if is_bad_inside && let Some(cause) = state::trips(self.counts(now), row, &tuning) {
             self.trip(word, now, cause);
         } else if word.state() == State::Ramping {
             self.judge_ramp(word, now, &tuning);
