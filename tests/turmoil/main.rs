@@ -200,18 +200,18 @@ fn play(seed: u64, tally: &mut Tally) {
     let near = world.clone();
     sim.host(World::SEAWALL, move || callers::host(near.clone()));
 
-    world.set(Stage::Traffic(10.0));
+    world.set(Stage::Traffic(6.0));
     run(&mut sim, &world, SECOND * 5);
-    for _ in 0..random.u32(3..7) {
+    for _ in 0..random.u32(3..6) {
         let latency = [10, 40, 200, 1500][random.usize(0..4)];
         world.flexport.set(Weather {
             latency: Duration::from_millis(latency),
             fates: FATES[random.usize(0..FATES.len())],
             percent: random.u8(30..=100),
         });
-        world.set(Stage::Traffic([2.0, 8.0, 20.0][random.usize(0..3)]));
+        world.set(Stage::Traffic([1.0, 4.0, 10.0][random.usize(0..3)]));
         let next = TROUBLES[random.usize(0..TROUBLES.len())];
-        trouble(&mut sim, &world, next, SECOND * random.u32(3..25));
+        trouble(&mut sim, &world, next, SECOND * random.u32(3..22));
         if random.u8(0..100) < 15 {
             trouble(&mut sim, &world, Trouble::SeawallDies, SECOND);
         }
@@ -219,8 +219,8 @@ fn play(seed: u64, tally: &mut Tally) {
 
     // All is well again, with a little traffic.
     world.flexport.set(WELL);
-    world.set(Stage::Traffic(6.0));
-    run(&mut sim, &world, SECOND * 40);
+    world.set(Stage::Traffic(2.0));
+    run(&mut sim, &world, SECOND * 25);
     world.is_healing.store(true, Ordering::Relaxed);
     let is_closed = until(&mut sim, &world, PATIENCE, || {
         let report = world.report.lock().unwrap();
@@ -280,5 +280,5 @@ fn whatever_becomes_of_network_hosts_and_flexport_no_promise_is_broken_and_all_h
     let tally = tally.into_inner().unwrap();
     println!("{tally:#?}");
     assert!(tally.runs_with_openings * 2 > seeds, "outages were among them: {tally:?}");
-    assert!(tally.reads > seeds * 50 && tally.applied > seeds * 10, "there was traffic: {tally:?}");
+    assert!(tally.reads > seeds * 30 && tally.applied > seeds * 10, "there was traffic: {tally:?}");
 }
