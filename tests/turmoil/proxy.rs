@@ -340,7 +340,13 @@ impl Observer {
             *self.world.witness.0.lock().unwrap().orders.get_mut(order).unwrap() -= 1;
         }
         match outcome.map(|outcome| (outcome.delivery, outcome.body)) {
-            Some((Delivery::NotSent(_) | Delivery::Refused(Refusal::TooManyRequests), _)) => {}
+            // That it did nothing is what Flexport says, or what we know.
+            Some((
+                Delivery::NotSent(_)
+                | Delivery::Refused(Refusal::TooManyRequests)
+                | Delivery::Answered(Class::RequestTimeout | Class::TryAgain),
+                _,
+            )) => {}
             Some((Delivery::Answered(Class::Success), BodyEnd::Complete)) => self.closes("it was done"),
             _ if write.creates => self.closes("it may have been done"),
             _ => {}
