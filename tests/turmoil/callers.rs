@@ -163,13 +163,13 @@ fn call(world: &Arc<World>, front: &Front) {
         60..80 => {
             let shipment = fastrand::usize(0..4);
             let asked = asked(shipment % 2, format!("/shipments/{shipment}"));
-            write(world, front, asked, Method::PATCH, Some(shipment.to_string()));
+            write(world, front, asked, Method::PATCH, Some(&shipment.to_string()));
         }
         80..92 => write(world, front, asked(fastrand::usize(0..2), "/bookings".into()), Method::POST, None),
         _ => {
             let booking = fastrand::usize(0..2);
             let asked = asked(booking, "/booking_line_items".into());
-            write(world, front, asked, Method::POST, Some(format!("b{booking}")));
+            write(world, front, asked, Method::POST, Some(&format!("b{booking}")));
         }
     }
 }
@@ -198,17 +198,14 @@ async fn ask(
         }
         (head.status, head.headers, body.collect(1 << 24).await.ok())
     };
-    let answer = match asked.patience {
-        Some(patience) => timeout(patience, whole).await.ok()?,
-        None => match timeout(limit + BODY, whole).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                world.wrong(format!("{} had no answer after {:?}", asked.path, limit + BODY));
-                return None;
-            }
-        },
-    };
-    Some(answer)
+    if let Some(patience) = asked.patience {
+        return timeout(patience, whole).await.ok();
+    }
+    let answer = timeout(limit + BODY, whole).await.ok();
+    if answer.is_none() {
+        world.wrong(format!("{} had no answer after {:?}", asked.path, limit + BODY));
+    }
+    answer
 }
 
 async fn read(world: Arc<World>, front: Front, asked: Asked) {
@@ -244,16 +241,16 @@ fn is_of(body: &[u8], asked: &Asked) -> Result<Value, String> {
 }
 
 /// Its place in its order is that of this call; some do it a second time under the same key.
-fn write(world: &Arc<World>, front: &Front, asked: Asked, method: Method, order: Option<String>) {
+fn write(world: &Arc<World>, front: &Front, asked: Asked, method: Method, order: Option<&str>) {
     let number = world.ledger.next.fetch_add(1, Ordering::Relaxed) + 1;
     let creates = method == Method::POST;
     let name = format!("w{number}");
     let mut body = json!({ "name": name, "creates": creates });
-    if let Some(order) = &order {
-        body["order"] = order.as_str().into();
+    if let Some(order) = order {
+        body["order"] = order.into();
         body["number"] = number.into();
         if creates {
-            body["booking_id"] = order.as_str().into();
+            body["booking_id"] = order.into();
         }
     }
     let entry = {
