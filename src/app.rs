@@ -212,11 +212,12 @@ impl App {
         let is_draining = Arc::new(AtomicBool::new(false));
         let is_up = Arc::new(AtomicBool::new(false));
         let current = config.clone();
+        let identifier = Arc::new(Identifier::new(&keys.hmac("partition", b"")));
         let app = stack::front(
             ContextLayer::new(Arc::new(move || current.current())),
             TraceLayer::new(metrics.clone(), &groups),
             LimitsLayer::new(is_draining.clone()),
-            AuthLayer::new(Arc::new(Identifier::new(&keys.hmac("partition", b"")))),
+            AuthLayer::new(identifier.clone()),
             LocalLayer::new(queue.clone(), breakers.clone(), cache.clone(), data_drain.clone()),
             cache.clone(),
             upstream.clone(),
@@ -228,6 +229,7 @@ impl App {
             breakers: breakers.clone(),
             status_page: status_page.clone(),
             cache: cache.clone(),
+            identifier,
             queue: queue.clone(),
             store: store.clone(),
             metrics: metrics.clone(),

@@ -571,7 +571,32 @@ async fn the_cache_by_the_command_line() {
     assert_eq!(shown.trim(), "1 in memory, 1 on disk marked out of date");
     assert_eq!(done(operate(&server, &shipments)).trim(), "2 in memory, 2 on disk deleted");
     assert_eq!(done(operate(&server, &shipments)).trim(), "0 in memory, 0 on disk deleted");
-    operate(&server, &["cache", "purge", "--partition", "me"]).complains(1, &["400", "partition"]);
+    operate(&server, &["cache", "purge", "--partition", "me"])
+        .complains(1, &["404", "partition", "me", "p-"]);
+    operate(&server, &["cache", "purge", "--tag", "shipment"]).complains(1, &["404", "tag", "shipments"]);
+    operate(&server, &["cache", "purge", "--key", "x"]).complains(1, &["400", "key"]);
+    operate(&server, &["cache", "purge", "--prefix", "shipments"]).complains(1, &["400", "prefix"]);
+    let bookings = &["cache", "list", "--tag", "bookings", "--freshness", "revalidate"];
+    let listed = done(operate(&server, &[&bookings[..], &["--output", "json"]].concat()));
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let entry = &listed["entries"][0];
+    assert_eq!((&entry["path"], &entry["hits"]), (&json!("/bookings"), &json!(0)), "{listed}");
+    assert!(entry["ttl_seconds"].as_i64().unwrap() < 0, "{listed}");
+    let partition = entry["partition"].as_str().unwrap();
+    assert!(partition.starts_with("p-") && partition.len() == 12, "{partition}");
+    let of_it = ["cache", "list", "--partition", partition, "--freshness", "revalidate"];
+    assert!(done(operate(&server, &of_it)).contains("/bookings"));
+    assert_eq!(
+        done(operate(&server, &["cache", "list", "--partition", partition, "--freshness", "fresh"]))
+            .lines()
+            .count(),
+        1
+    );
+    operate(&server, &["cache", "list", "--freshness", "old"])
+        .complains(1, &["400", "freshness", "revalidate"]);
+    operate(&server, &["cache", "list", "--partition", "me"]).complains(1, &["404", "partition", partition]);
+    let gone = ["cache", "purge", "--partition", partition, "--hard", "--yes"];
+    assert_eq!(done(operate(&server, &gone)).trim(), "1 in memory, 1 on disk deleted");
     assert!(server.log().contains("cache purged"), "{}", server.log());
     server.stop().await;
 }

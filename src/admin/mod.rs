@@ -9,6 +9,7 @@ mod breakers;
 mod cache;
 mod config;
 mod health;
+mod partitions;
 mod problem;
 mod status;
 mod store;
@@ -18,6 +19,7 @@ use crate::breaker::Breakers;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Live;
+use crate::front::Identifier;
 use crate::http::{Body, BodyError};
 use crate::queue::Queue;
 use crate::store::Store;
@@ -44,6 +46,8 @@ pub struct Admin {
     pub status_page: StatusPage,
     /// The cache.
     pub cache: Arc<Cache>,
+    /// Who is who.
+    pub identifier: Arc<Identifier>,
     /// The write queue.
     pub queue: Option<Arc<Queue>>,
     /// The store under it, when one could be had.

@@ -28,6 +28,7 @@ mod invalidate;
 mod key;
 mod layer;
 mod ledger;
+mod list;
 mod memory;
 mod objects;
 mod policy;
@@ -37,8 +38,9 @@ mod service;
 mod tier;
 
 pub use counters::Stats;
-pub use disk::{DiskOptions, DiskStats, Listed, Which};
+pub use disk::{DiskOptions, DiskStats, Which};
 pub use layer::CacheLayer;
+pub use list::{Copy, Freshness, Query};
 pub use service::{CacheFuture, CacheService};
 pub use tier::{Purged, Tier};
 
@@ -67,7 +69,7 @@ use tokio::time::Instant;
 /// Refreshes in the background at once.
 const REFRESHES: usize = 32;
 /// Whose data it is in the strict profile: everybody's.
-const EVERYBODY: PartitionId = PartitionId([0; 16]);
+pub const EVERYBODY: PartitionId = PartitionId([0; 16]);
 
 /// The copies, and what is known about them. One for the process.
 pub struct Cache {

@@ -185,6 +185,12 @@ impl Facts {
         Said::of(headers).facts(headers, asked_at, now, terms)
     }
 
+    /// What another process kept is never fresh.
+    pub(crate) fn not_of_this_process(&mut self) {
+        self.lifetime = Duration::ZERO;
+        self.stale_while_revalidate = None;
+    }
+
     /// How old it is, this long after it arrived.
     pub(crate) fn age(&self, resident: Duration) -> Duration {
         self.initial_age.saturating_add(resident)

@@ -26,6 +26,7 @@ mod disk;
 mod fill;
 mod flowing;
 mod keep;
+mod list;
 mod mended;
 mod objects;
 mod outage;

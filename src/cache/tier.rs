@@ -5,7 +5,7 @@
 //! opened nobody waits for it but who would get an error otherwise.
 
 use super::Cache;
-use super::disk::{Disk, DiskOptions, Listed, OnDisk, Restored, Which};
+use super::disk::{Disk, DiskOptions, OnDisk, Restored, Which};
 use super::entry::{About, Asked, Confirmed, Entry};
 use super::invalidate::{Marks, resource};
 use super::key::Key;
@@ -372,20 +372,6 @@ impl Cache {
         if let Some(disk) = &self.disk {
             disk.flush().await;
         }
-    }
-
-    /// Copies on disk in the order of their ids, after one, each with whether memory has its key too. Without a second
-    /// tier: none.
-    pub async fn list(&self, after: Option<&str>, limit: usize) -> Vec<(Listed, bool)> {
-        let Some(disk) = &self.disk else { return Vec::new() };
-        let listed = disk.list(after, limit).await;
-        listed
-            .into_iter()
-            .map(|listed| {
-                let is_in_memory = self.memory.get(&Key(listed.key)).is_some();
-                (listed, is_in_memory)
-            })
-            .collect()
     }
 }
 

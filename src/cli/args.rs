@@ -203,17 +203,36 @@ pub struct AutoArgs {
 pub enum CacheCommand {
     /// What it did and what it holds, in memory and on disk.
     Stats,
-    /// List the copies on disk.
-    List {
-        /// At most so many.
-        #[arg(long, default_value_t = 100)]
-        limit: usize,
-        /// Only what comes after this key: the last one of the page before.
-        #[arg(long, value_name = "KEY")]
-        after: Option<String>,
-    },
+    /// List the copies in memory and on disk: how old, how large, how often used, and whether they are fresh.
+    List(ListArgs),
     /// Mark copies out of date: they are asked for anew, and still serve an outage. With --hard they are deleted.
     Purge(PurgeArgs),
+}
+
+/// Listing copies.
+#[derive(Debug, Clone, Args)]
+pub struct ListArgs {
+    /// Only those of a tag, such as shipments.
+    #[arg(long)]
+    pub tag: Option<String>,
+    /// Only those whose path begins so.
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// Only those of a path, with any query.
+    #[arg(long)]
+    pub path: Option<String>,
+    /// Only those of a partition, by its name or id.
+    #[arg(long, value_name = "NAME")]
+    pub partition: Option<String>,
+    /// Only those in this state: fresh, stale, or revalidate (not to be used before Flexport was asked).
+    #[arg(long, value_name = "STATE")]
+    pub freshness: Option<String>,
+    /// At most so many.
+    #[arg(long, default_value_t = 100)]
+    pub limit: usize,
+    /// Only what comes after this key: the last one of the page before.
+    #[arg(long, value_name = "KEY")]
+    pub after: Option<String>,
 }
 
 /// Purging copies.
@@ -249,8 +268,8 @@ pub struct PurgeWhich {
     /// Those of a tag, such as shipments.
     #[arg(long)]
     pub tag: Option<String>,
-    /// Those of a partition.
-    #[arg(long, value_name = "ID")]
+    /// Those of a partition, by the name that `cache list` shows, or its id.
+    #[arg(long, value_name = "NAME")]
     pub partition: Option<String>,
     /// All.
     #[arg(long)]

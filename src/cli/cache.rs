@@ -12,11 +12,20 @@ pub(super) fn run(operator: &Operator, command: &CacheCommand) -> Exit {
         CacheCommand::Stats => {
             client::each(operator, async |admin| admin.send(Method::GET, "/api/v1/cache", None).await, stats)
         }
-        CacheCommand::List { limit, after } => {
-            let mut path = format!("/api/v1/cache/entries?limit={limit}");
-            if let Some(after) = after {
-                path.extend(["&after=", after]);
-            }
+        CacheCommand::List(args) => {
+            let limit = args.limit.to_string();
+            let path = query(
+                "/api/v1/cache/entries",
+                &[
+                    ("limit", Some(&limit)),
+                    ("tag", args.tag.as_ref()),
+                    ("prefix", args.prefix.as_ref()),
+                    ("path", args.path.as_ref()),
+                    ("partition", args.partition.as_ref()),
+                    ("freshness", args.freshness.as_ref()),
+                    ("after", args.after.as_ref()),
+                ],
+            );
             client::each(operator, async |admin| admin.send(Method::GET, &path, None).await, list)
         }
         CacheCommand::Purge(args) => purge(operator, args),
@@ -76,11 +85,6 @@ fn stats(value: &Value) -> String {
 }
 
 fn list(value: &Value) -> String {
-    let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    };
     let rows: Vec<Vec<String>> = value["entries"]
         .as_array()
         .into_iter()
@@ -91,15 +95,40 @@ fn list(value: &Value) -> String {
                 text(&entry["path"]),
                 text(&entry["tag"]),
                 output::seconds(entry["age_seconds"].as_f64().unwrap_or(0.0)),
+                text(&entry["freshness"]),
+                text(&entry["ttl_seconds"]),
+                text(&entry["hits"]),
                 text(&entry["bytes"]),
                 text(&entry["tier"]),
                 text(&entry["partition"]),
             ]
         })
         .collect();
-    let mut page = output::table(&["KEY", "PATH", "TAG", "AGE", "BYTES", "TIER", "PARTITION"], &rows);
+    let header = ["KEY", "PATH", "TAG", "AGE", "STATE", "TTL", "HITS", "BYTES", "TIER", "PARTITION"];
+    let mut page = output::table(&header, &rows);
     if let Some(next) = value["next"].as_str() {
         page.extend(["more: --after ", next, "\n"]);
     }
     page
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// A path with those parameters that have a value.
+fn query(path: &str, parameters: &[(&str, Option<&String>)]) -> String {
+    let mut whole = path.to_owned();
+    for (name, value) in parameters {
+        if let Some(value) = value {
+            whole.push(if whole.contains('?') { '&' } else { '?' });
+            whole.extend([name, "="]);
+            whole.extend(percent_encoding::utf8_percent_encode(value, percent_encoding::NON_ALPHANUMERIC));
+        }
+    }
+    whole
 }

@@ -68,6 +68,22 @@ impl Identifier {
         }
     }
 
+    /// The partitions that the configuration gives a name, with it: aliases, or declared identities.
+    pub fn named(&self, config: &Snapshot) -> Vec<(PartitionId, std::sync::Arc<str>)> {
+        match config.settings.credentials.mode {
+            CredentialMode::Inject => {
+                let names = config.credentials.keys();
+                names.map(|name| (self.partition(b"alias", name.as_bytes()), name.clone())).collect()
+            }
+            CredentialMode::Passthrough => {
+                let mut names: Vec<_> = config.identities.values().cloned().collect();
+                names.sort_unstable();
+                names.dedup();
+                names.into_iter().map(|name| (self.partition(b"identity", name.as_bytes()), name)).collect()
+            }
+        }
+    }
+
     fn passthrough(
         &self,
         authorization: Option<&HeaderValue>,
