@@ -102,6 +102,36 @@ pub(super) async fn entries(
     Ok(Json(json!({ "entries": entries, "next": next })))
 }
 
+/// `?partition=…`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Of {
+    partition: Option<String>,
+}
+
+/// What an outage now would be served.
+pub(super) async fn coverage(
+    State(admin): State<Admin>,
+    of: Result<Query<Of>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let Query(of) = of.map_err(|error| Problem::bad(error.body_text()))?;
+    let names = Names::of(&admin);
+    let partition = of.partition.as_deref().map(|text| names.find(&admin, text)).transpose()?;
+    let coverage = admin
+        .cache
+        .coverage(admin.config.current(), partition)
+        .await
+        .map_err(|what| Problem::new(StatusCode::SERVICE_UNAVAILABLE, what))?;
+    let mut told = json!(coverage);
+    told["at"] = json!(admin.clock.now().to_string());
+    if let Some(partitions) = told["partitions"].as_array_mut() {
+        for (told, of) in partitions.iter_mut().zip(&coverage.partitions) {
+            names.tell(told, of.partition);
+        }
+    }
+    Ok(Json(told))
+}
+
 pub(super) async fn purge(State(admin): State<Admin>, body: Bytes) -> Result<Json<Value>, Problem> {
     let wanted: Wanted = read(&body, r#"{"tag": "shipments", "soft": true, "reason": "…"}"#)?;
     let names = Names::of(&admin);

@@ -19,6 +19,7 @@
 
 mod answer;
 mod counters;
+mod coverage;
 mod disk;
 mod entry;
 mod fetch;
@@ -36,13 +37,19 @@ mod refusals;
 mod rest;
 mod service;
 mod tier;
+mod warm;
 
 pub use counters::Stats;
+pub use coverage::{Ages, Coverage, PartitionCoverage, RouteCoverage, ShipmentCoverage};
 pub use disk::{DiskOptions, DiskStats, Which};
 pub use layer::CacheLayer;
 pub use list::{Copy, Freshness, Query};
 pub use service::{CacheFuture, CacheService};
 pub use tier::{Purged, Tier};
+pub use warm::{
+    LineError, MAX_WARM_CONCURRENCY, MAX_WARM_TARGETS, WARM_CONCURRENCY, WarmError, WarmFailure, WarmOrder,
+    WarmPause, WarmStatus, WarmWhat, Warmer, targets as warm_targets,
+};
 
 use crate::clock::Clock;
 use crate::config::Settings;

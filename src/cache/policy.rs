@@ -322,6 +322,22 @@ impl Said {
     }
 }
 
+// === impl Unkept ===
+
+impl Unkept {
+    /// The label of the metric. `None`: it is no good answer.
+    pub(crate) fn as_str(self) -> Option<&'static str> {
+        match self {
+            Self::NoStore => Some("no-store"),
+            Self::Private => Some("private"),
+            Self::SetCookie => Some("set-cookie"),
+            Self::VaryAny => Some("vary"),
+            Self::Status => Some("status"),
+            Self::EnvelopeError => None,
+        }
+    }
+}
+
 // === impl Refused ===
 
 impl Refused {

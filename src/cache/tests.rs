@@ -22,6 +22,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Layer, ServiceExt, service_fn};
 
 mod asks;
+mod coverage;
 mod disk;
 mod fill;
 mod flowing;
@@ -31,6 +32,7 @@ mod mended;
 mod objects;
 mod outage;
 mod strict;
+mod warm;
 mod who;
 mod writes;
 

@@ -28,6 +28,11 @@ pub(super) fn run(operator: &Operator, command: &CacheCommand) -> Exit {
             );
             client::each(operator, async |admin| admin.send(Method::GET, &path, None).await, list)
         }
+        CacheCommand::Warm(args) => super::warm::run(operator, args),
+        CacheCommand::Coverage { partition } => {
+            let path = query("/api/v1/cache/coverage", &[("partition", partition.as_ref())]);
+            client::each(operator, async |admin| admin.send(Method::GET, &path, None).await, coverage)
+        }
         CacheCommand::Purge(args) => purge(operator, args),
     }
 }
@@ -112,7 +117,68 @@ fn list(value: &Value) -> String {
     page
 }
 
-fn text(value: &Value) -> String {
+fn coverage(value: &Value) -> String {
+    let age = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), output::seconds);
+    let shipments = &value["shipments"];
+    let mut page = match shipments["listed"].as_u64() {
+        Some(listed) => format!("{} of {listed} shipments would be served", shipments["served"]),
+        None => format!("{} shipments would be served", shipments["served"]),
+    };
+    if shipments["served"] != 0 {
+        page.push_str(&format!(
+            ", {} of them out of lists; half are no older than {}, the oldest {}",
+            shipments["from_lists"],
+            age(&shipments["age_p50_seconds"]),
+            age(&shipments["age_max_seconds"]),
+        ));
+    }
+    page.push_str("\n\n");
+    let reasons = |value: &Value| -> Vec<String> {
+        value.as_object().into_iter().flatten().map(|(reason, count)| format!("{reason} {count}")).collect()
+    };
+    let rows: Vec<Vec<String>> = value["routes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|route| {
+            let mut not = reasons(&route["refused"]);
+            not.extend(reasons(&route["unservable"]).into_iter().map(|one| format!("{one} since the start")));
+            if not.is_empty() && !route["why_not"].is_null() {
+                not.push(text(&route["why_not"]));
+            }
+            vec![
+                text(&route["route"]),
+                text(&route["served"]),
+                text(&route["from_lists"]),
+                age(&route["age_p50_seconds"]),
+                age(&route["age_max_seconds"]),
+                text(&route["copies"]),
+                not.join(", "),
+            ]
+        })
+        .collect();
+    let header = ["ROUTE", "SERVED", "FROM LISTS", "AGE P50", "AGE MAX", "COPIES", "NOT SERVED"];
+    page.push_str(&output::table(&header, &rows));
+    let rows: Vec<Vec<String>> = value["partitions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|one| {
+            ["partition", "credential", "served", "shipments", "copies"].map(|name| text(&one[name])).to_vec()
+        })
+        .collect();
+    if !rows.is_empty() {
+        page.push('\n');
+        let header = ["PARTITION", "CREDENTIAL", "SERVED", "SHIPMENTS", "COPIES"];
+        page.push_str(&output::table(&header, &rows));
+    }
+    if value["is_partial"] == true {
+        page.push_str("\nNot all copies were looked at, so more may be served than this says.\n");
+    }
+    page
+}
+
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),

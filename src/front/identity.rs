@@ -84,6 +84,27 @@ impl Identifier {
         }
     }
 
+    /// Who acts with an alias of ours. `None`: there is no such alias.
+    pub fn of_alias(&self, alias: &str, config: &Snapshot) -> Option<Identity> {
+        let (alias, _) = config.credentials.get_key_value(alias)?;
+        let partition = self.partition(b"alias", alias.as_bytes());
+        Some(Identity {
+            caller: None,
+            credential: Credential::Alias(alias.clone()),
+            partition: Some(partition),
+            owner: Some(OwnerId(partition.0)),
+        })
+    }
+
+    /// Who acts with a token of a caller's, passed through in this field.
+    pub fn of_authorization(
+        &self,
+        authorization: &HeaderValue,
+        config: &Snapshot,
+    ) -> Result<Identity, ProxyError> {
+        self.passthrough(Some(authorization), None, config)
+    }
+
     fn passthrough(
         &self,
         authorization: Option<&HeaderValue>,

@@ -184,6 +184,8 @@ pub(crate) struct Listed {
     pub(crate) age_seconds: u64,
     /// Bytes on disk.
     pub(crate) bytes: u64,
+    /// Whether its body is JSON, without a coding.
+    pub(crate) is_json: bool,
     pub(crate) key: [u8; 32],
     pub(crate) facts: Facts,
     pub(crate) began: Moment,
@@ -238,6 +240,7 @@ struct Counters {
     entries: Gauge,
     live_bytes: Gauge,
     disk_bytes: Gauge,
+    ratio: Gauge<f64, AtomicU64>,
     disk: AtomicU64,
 }
 
@@ -687,6 +690,7 @@ impl Disk {
         counters.entries.set(entries.cast_signed());
         counters.live_bytes.set(live_bytes.cast_signed());
         counters.disk_bytes.set(disk_bytes.cast_signed());
+        counters.ratio.set(if live_bytes == 0 { 0.0 } else { disk_bytes as f64 / live_bytes as f64 });
         DiskStats {
             state: match &*self.phase.borrow() {
                 Phase::Loading => "loading".to_owned(),
@@ -871,6 +875,7 @@ impl Listed {
         Some(Self {
             id: handle.id.to_string(),
             key: record::unhex(&head.key)?,
+            is_json: head.is_json(),
             status: head.status().map_or(0, |status| status.as_u16()),
             path: head.path,
             tag: head.tag,
@@ -1238,6 +1243,7 @@ impl Counters {
             entries: metrics.cache_disk_entries.clone(),
             live_bytes: metrics.cache_disk_live_bytes.clone(),
             disk_bytes: metrics.cache_disk_bytes.clone(),
+            ratio: metrics.cache_disk_to_live_ratio.clone(),
             disk: AtomicU64::new(0),
         }
     }

@@ -14,6 +14,7 @@
 
 use super::super::policy::Facts;
 use crate::http::Fields;
+use crate::http::headers::is_json;
 use crate::ids::PartitionId;
 use aws_lc_rs::digest;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -314,6 +315,16 @@ impl Head {
             map.append(HeaderName::from_bytes(name.as_bytes()).ok()?, value_of(value)?);
         }
         Some(map)
+    }
+
+    /// Whether its body is JSON, without a coding.
+    pub(crate) fn is_json(&self) -> bool {
+        let of = |wanted: &str| {
+            let value = self.fields.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+            value.and_then(|value| value_of(value))
+        };
+        is_json(of("content-type").as_ref())
+            && of("content-encoding").is_none_or(|coding| coding == "identity")
     }
 
     /// The request fields that selected it.
