@@ -8,13 +8,14 @@
 //! Not on the way of any request: it runs where it may block, reads the heads of all copies on disk and the bodies of
 //! pages, up to [`PAGES`] bytes (`is_partial` says when that was not all).
 //!
+//! What was kept under another `server.public_url` or upstream is found by no request, and does not count (`other-base`).
 //! It cannot know in which version, language and form the next caller asks, and counts a resource as served when any copy
-//! of it is; nor that `public_url` or the upstream changed since a copy was kept, after which no request names it.
+//! of it is.
 
 use super::Cache;
 use super::disk::{DiskStats, Listed};
 use super::invalidate::Moment;
-use super::key::Key;
+use super::key::{self, Key};
 use super::list::{PATIENCE, SILENT};
 use super::objects::page;
 use super::policy::{Ask, Facts, Refused, Terms};
@@ -120,6 +121,8 @@ struct Held<'a> {
     is_json: bool,
     facts: &'a Facts,
     began: Moment,
+    /// What it was kept under. Zero: that is not known.
+    base: u64,
     /// Since it was confirmed.
     since: Duration,
 }
@@ -128,6 +131,7 @@ struct Held<'a> {
 #[derive(Clone)]
 struct Seen {
     config: Arc<Snapshot>,
+    base: u64,
     standing: Arc<HashMap<PartitionId, Standing>>,
     wanted: Option<PartitionId>,
     routes: HashMap<String, Tally>,
@@ -169,8 +173,10 @@ impl Cache {
     ) -> Result<Coverage, String> {
         let window = *config.settings.cache.stale_auth_window;
         let standing = Arc::new(self.refusals.standing(self.clock.now().as_second(), window));
+        let base = key::base(&config.settings.upstream.base_url, &config.public_url);
         let seen = Seen {
             config,
+            base,
             standing,
             wanted: partition,
             routes: HashMap::new(),
@@ -193,6 +199,7 @@ impl Cache {
                         && entry.head.get(&CONTENT_ENCODING).is_none_or(|coding| coding == "identity"),
                     facts: &entry.facts,
                     began: entry.began,
+                    base: entry.about.base,
                     since: entry.confirmed.since(&now),
                 };
                 own.look(&this, &held, || Some(entry.body.to_vec()), entry.body.len());
@@ -215,6 +222,7 @@ impl Cache {
                         is_json: listed.status == 200 && listed.is_json,
                         facts: &listed.facts,
                         began: if listed.is_own { listed.began } else { this.marks.foreign(listed.began) },
+                        base: listed.base,
                         since: clock::since(this.clock.now(), listed.at),
                     };
                     let length = usize::try_from(listed.bytes).unwrap_or(usize::MAX);
@@ -238,6 +246,9 @@ impl Cache {
 
     /// Whether it would be served to anybody.
     fn judge_held(&self, seen: &Seen, held: &Held<'_>, terms: &Terms) -> Result<(), &'static str> {
+        if held.base != 0 && held.base != seen.base {
+            return Err("other-base");
+        }
         let query = held.path.split_once('?').map(|(_, query)| query);
         let ask = Ask { is_incremental: !self.is_strict && is_incremental(query), ..Ask::default() };
         let age = held.facts.age(held.since);

@@ -56,6 +56,8 @@ pub(crate) struct About {
     /// Path and query.
     pub(crate) path: Box<str>,
     pub(crate) route: Arc<RoutePolicy>,
+    /// What it was kept under (see [`super::key::base`]). Zero: that is not known.
+    pub(crate) base: u64,
 }
 
 /// A moment, by both clocks: the wall's may jump, the monotonic one stands still in a suspended machine.

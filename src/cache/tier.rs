@@ -8,7 +8,7 @@ use super::Cache;
 use super::disk::{Disk, DiskOptions, OnDisk, Restored, Which};
 use super::entry::{About, Asked, Confirmed, Entry};
 use super::invalidate::{Marks, resource};
-use super::key::Key;
+use super::key::{self, Key};
 use super::ledger::{Found, Ledger};
 use super::refusals::Refusals;
 use super::service::Read;
@@ -381,6 +381,12 @@ impl Read {
     /// What its answer is a copy of.
     pub(crate) fn about(&self) -> About {
         let target = self.uri.path_and_query().map_or("/", |target| target.as_str());
-        About { partition: self.partition, path: target.into(), route: self.context.route.clone() }
+        let config = &self.context.config;
+        About {
+            partition: self.partition,
+            path: target.into(),
+            route: self.context.route.clone(),
+            base: key::base(&config.settings.upstream.base_url, &config.public_url),
+        }
     }
 }

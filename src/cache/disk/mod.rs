@@ -186,6 +186,8 @@ pub(crate) struct Listed {
     pub(crate) bytes: u64,
     /// Whether its body is JSON, without a coding.
     pub(crate) is_json: bool,
+    /// What it was kept under. Zero: that is not known.
+    pub(crate) base: u64,
     pub(crate) key: [u8; 32],
     pub(crate) facts: Facts,
     pub(crate) began: Moment,
@@ -796,6 +798,7 @@ impl Disk {
             key: &key.0,
             path: &entry.about.path,
             tag: entry.about.tag(),
+            base: entry.about.base,
             status: entry.status,
             began,
             run: self.run,
@@ -876,6 +879,7 @@ impl Listed {
             id: handle.id.to_string(),
             key: record::unhex(&head.key)?,
             is_json: head.is_json(),
+            base: head.base,
             status: head.status().map_or(0, |status| status.as_u16()),
             path: head.path,
             tag: head.tag,

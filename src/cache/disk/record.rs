@@ -87,6 +87,9 @@ pub(crate) struct Head {
     /// The origin's fields. A value's bytes are its characters' numbers.
     fields: Vec<(String, String)>,
     selecting: Vec<(String, Vec<String>)>,
+    /// What it was kept under. Zero: that is not known.
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub(crate) base: u64,
 }
 
 /// [`Facts`], in milliseconds.
@@ -111,12 +114,18 @@ pub(crate) struct Source<'a> {
     pub(crate) key: &'a [u8; 32],
     pub(crate) path: &'a str,
     pub(crate) tag: &'a str,
+    pub(crate) base: u64,
     pub(crate) status: StatusCode,
     pub(crate) began: u64,
     pub(crate) run: u64,
     pub(crate) facts: &'a Facts,
     pub(crate) fields: &'a Fields,
     pub(crate) selecting: &'a [(HeaderName, Vec<HeaderValue>)],
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_unknown(base: &u64) -> bool {
+    *base == 0
 }
 
 // === impl Id ===
@@ -280,6 +289,7 @@ impl Head {
                 .iter()
                 .map(|(name, values)| (name.as_str().to_owned(), values.iter().map(text).collect()))
                 .collect(),
+            base: source.base,
         }
     }
 
@@ -431,6 +441,7 @@ mod tests {
         Head::of(&Source {
             key: &[7; 32],
             path: "/shipments/1?expand=x",
+            base: 0,
             tag: "shipments",
             status: StatusCode::OK,
             began: 3,
