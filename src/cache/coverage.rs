@@ -230,14 +230,13 @@ impl Cache {
                 }
                 true
             };
-            match timeout(PATIENCE, tier.walk(None, seen.clone(), look)).await {
-                Ok(Some(all)) => seen = all,
+            if let Ok(Some(all)) = timeout(PATIENCE, tier.walk(None, seen.clone(), look)).await {
+                seen = all;
+            } else {
                 // What memory has is served all the same.
-                Ok(None) | Err(_) => {
-                    seen.is_partial = true;
-                    if let Some(disk) = &mut disk {
-                        disk.state = SILENT.to_owned();
-                    }
+                seen.is_partial = true;
+                if let Some(disk) = &mut disk {
+                    SILENT.clone_into(&mut disk.state);
                 }
             }
         }

@@ -85,9 +85,8 @@ impl Freshness {
     fn of(facts: &Facts, age: Duration, is_outdated: bool) -> Self {
         match facts.judge(age, is_outdated, &Ask::default()) {
             Use::Fresh => Self::Fresh,
-            Use::Tolerated | Use::WhileRevalidating => Self::Stale,
             Use::Revalidate(_) if is_outdated || facts.no_cache => Self::Revalidate,
-            Use::Revalidate(_) => Self::Stale,
+            Use::Revalidate(_) | Use::Tolerated | Use::WhileRevalidating => Self::Stale,
         }
     }
 }

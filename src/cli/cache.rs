@@ -6,6 +6,7 @@ use super::breaker::actor;
 use super::{client, output};
 use http::Method;
 use serde_json::{Value, json};
+use std::fmt::Write;
 
 pub(super) fn run(operator: &Operator, command: &CacheCommand) -> Exit {
     match command {
@@ -125,12 +126,13 @@ fn coverage(value: &Value) -> String {
         None => format!("{} shipments would be served", shipments["served"]),
     };
     if shipments["served"] != 0 {
-        page.push_str(&format!(
+        let _ = write!(
+            page,
             ", {} of them out of lists; half are no older than {}, the oldest {}",
             shipments["from_lists"],
             age(&shipments["age_p50_seconds"]),
             age(&shipments["age_max_seconds"]),
-        ));
+        );
     }
     page.push_str("\n\n");
     let reasons = |value: &Value| -> Vec<String> {

@@ -12,6 +12,7 @@ use anyhow::Context;
 use http::Method;
 use serde_json::{Value, json};
 use std::cell::Cell;
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Read, Write};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -145,10 +146,10 @@ fn line(status: &Value) -> String {
     let failed: u64 =
         status["failed"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
     if failed > 0 {
-        line.push_str(&format!(", {failed} failed"));
+        let _ = write!(line, ", {failed} failed");
     }
     if let Some(why) = status["pause"]["why"].as_str() {
-        line.push_str(&format!(", pauses: {why}, next try in {} s", status["pause"]["next_try_seconds"]));
+        let _ = write!(line, ", pauses: {why}, next try in {} s", status["pause"]["next_try_seconds"]);
     } else if status["state"] == "ending" {
         line.push_str(", ending");
     }

@@ -89,10 +89,11 @@ async fn all_active_shipments_are_there_in_an_outage_also_after_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copies_under_another_name_of_ours_do_not_count() {
     let simulator = simulator().await;
-    // It gets another port, so its links do not lead to what was kept before.
-    let mut proxy = Proxy::start(&simulator.url(), &[]).await;
+    let named = |name: &str| format!("[server]\npublic_url = \"http://{name}.example\"\n");
+    let mut proxy = Proxy::configured(&simulator.url(), &[], &named("old"), |_| {}).await;
     assert_eq!(proxy.get("/shipments").await.status, 200);
     assert_eventually!(proxy.admin(Method::GET, "/api/v1/cache", None).await.json()["disk"]["entries"] == 1);
+    std::fs::write(proxy.dir.path().join("proxy.toml"), named("new")).unwrap();
     proxy.restart().await;
     let covered = async |proxy: &Proxy| proxy.admin(Method::GET, "/api/v1/cache/coverage", None).await.json();
     assert_eventually!(covered(&proxy).await["disk"] == "on");

@@ -277,10 +277,10 @@ impl Warmer {
             return Err(WarmError::Busy(Box::new(job.told())));
         }
         let queue: VecDeque<Item> = match &order.what {
-            WarmWhat::Targets(targets) => targets.iter().take(MAX_WARM_TARGETS).map(Item::of).collect(),
-            WarmWhat::Shipments => {
-                VecDeque::from([Item { is_page: true, ..Item::of(&plan::FIRST.to_owned()) }])
+            WarmWhat::Targets(targets) => {
+                targets.iter().take(MAX_WARM_TARGETS).map(|target| Item::of(target)).collect()
             }
+            WarmWhat::Shipments => VecDeque::from([Item { is_page: true, ..Item::of(plan::FIRST) }]),
         };
         let is_list = matches!(order.what, WarmWhat::Targets(_));
         let status = WarmStatus {
@@ -394,7 +394,7 @@ impl Warmer {
                     let ended = self.discover(job, &item, ended, &mut queue, &mut known);
                     match ended {
                         Ended::Later(why, wait) if item.tries + 1 < TRIES || why != "upstream-failing" => {
-                            self.pause(job, why, wait);
+                            job.pause(why, wait);
                             width = 1;
                             // What only waits for its turn has not been tried.
                             let tries = item.tries + u32::from(why == "upstream-failing");
@@ -482,23 +482,6 @@ impl Warmer {
         ended
     }
 
-    fn pause(&self, job: &Job, why: &'static str, wait: Duration) {
-        let longest = if why == "breaker-open" { BREAKER_PAUSE } else { PAUSE.1 };
-        let until = Instant::now() + wait.clamp(PAUSE.0, longest);
-        {
-            let mut held = job.until();
-            let is_first = held.is_none();
-            *held = Some(held.map_or(until, |held| held.max(until)));
-            drop(held);
-            let mut status = job.status();
-            status.pause = Some(WarmPause { why, next_try_seconds: 0 });
-            if is_first {
-                *status.pauses.entry(why).or_default() += 1;
-            }
-        }
-        tracing::debug!(why, ?wait, "warming pauses");
-    }
-
     fn tell(&self, job: &Job, left: usize, in_flight: usize, has_pages: bool) {
         let is_paused = job.until().is_some();
         let mut status = job.status();
@@ -556,11 +539,11 @@ impl Warmer {
 
     async fn one(self: Arc<Self>, job: Arc<Job>, item: Item) -> (Item, Ended) {
         let request = request(&(self.config)(), &item.target, &job.order);
-        let ended = match request.map(|request| self.cache.read(request)) {
-            None => Ended::Failed("malformed".to_owned()),
-            Some(Err(_)) => Ended::Skipped("not-cacheable", Bytes::new()),
-            Some(Ok(read)) if read.ask.is_incremental => Ended::Skipped("incremental", Bytes::new()),
-            Some(Ok(read)) => self.warm(Arc::new(read)).await,
+        let Some(request) = request else { return (item, Ended::Failed("malformed".to_owned())) };
+        let ended = match self.cache.read(request) {
+            Err(_) => Ended::Skipped("not-cacheable", Bytes::new()),
+            Ok(read) if read.ask.is_incremental => Ended::Skipped("incremental", Bytes::new()),
+            Ok(read) => self.warm(Arc::new(read)).await,
         };
         (item, ended)
     }
@@ -764,6 +747,23 @@ impl Job {
         self.until.lock().expect("no code panics with this lock held")
     }
 
+    fn pause(&self, why: &'static str, wait: Duration) {
+        let longest = if why == "breaker-open" { BREAKER_PAUSE } else { PAUSE.1 };
+        let until = Instant::now() + wait.clamp(PAUSE.0, longest);
+        {
+            let mut held = self.until();
+            let is_first = held.is_none();
+            *held = Some(held.map_or(until, |held| held.max(until)));
+            drop(held);
+            let mut status = self.status();
+            status.pause = Some(WarmPause { why, next_try_seconds: 0 });
+            if is_first {
+                *status.pauses.entry(why).or_default() += 1;
+            }
+        }
+        tracing::debug!(why, ?wait, "warming pauses");
+    }
+
     fn is_under_way(&self) -> bool {
         self.status().ended_at.is_none()
     }
@@ -801,8 +801,8 @@ impl WarmStatus {
 // === impl Item ===
 
 impl Item {
-    fn of(target: &String) -> Self {
-        Self { target: target.clone(), is_page: false, tries: 0 }
+    fn of(target: &str) -> Self {
+        Self { target: target.to_owned(), is_page: false, tries: 0 }
     }
 }
 

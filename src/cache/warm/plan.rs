@@ -139,11 +139,15 @@ fn collections<'a>(value: &'a Value, depth: usize, links: &mut Vec<&'a str>) {
             if value["_object"] == "/api/refs/collection" {
                 links.extend(value["link"].as_str());
             } else if depth > 0 {
-                members.values().for_each(|member| collections(member, depth - 1, links));
+                for member in members.values() {
+                    collections(member, depth - 1, links);
+                }
             }
         }
         Value::Array(items) if depth > 0 => {
-            items.iter().for_each(|item| collections(item, depth - 1, links));
+            for item in items {
+                collections(item, depth - 1, links);
+            }
         }
         _ => {}
     }
