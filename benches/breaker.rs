@@ -2,7 +2,11 @@
 //!
 //! ```text
 //! cargo bench --bench breaker -- [--short] [--report-only]
+//! cargo bench --bench breaker -- --only seawall 200000
 //! ```
+//!
+//! The second makes so many calls of one row and nothing else, for a tool that counts instructions: what one call takes
+//! is the difference of two runs by the difference of their calls.
 //!
 //! | row | measured | limit |
 //! |---|---|---|
@@ -68,10 +72,12 @@ const TURN: Duration = Duration::from_millis(4);
 const COUNTED: u64 = 10_000;
 const GROUPS: usize = 2000;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Options {
     is_short: bool,
     is_report_only: bool,
+    /// One row, and how many calls of it.
+    only: Option<(String, u64)>,
 }
 
 /// What is measured: makes this many calls, on the thread that it is called on.
@@ -104,7 +110,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(options) {
+    match run(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -116,20 +122,34 @@ fn main() -> ExitCode {
 
 fn options(words: &[&str]) -> Result<Options> {
     let mut options = Options::default();
-    for word in words {
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
         match *word {
             "--short" => options.is_short = true,
             "--report-only" => options.is_report_only = true,
+            "--only" => {
+                let (name, calls) = (words.next(), words.next().and_then(|calls| calls.parse().ok()));
+                let (Some(name), Some(calls)) = (name, calls) else {
+                    bail!("--only takes the name of a row and a number of calls");
+                };
+                options.only = Some(((*name).to_owned(), calls));
+            }
             // Cargo says this to every benchmark.
             "--bench" => {}
-            other => bail!("{other} is not one of --short, --report-only"),
+            other => bail!("{other} is not one of --short, --report-only, --only"),
         }
     }
     Ok(options)
 }
 
 /// All rows. Whether each is within its limit.
-fn run(options: Options) -> Result<bool> {
+fn run(options: &Options) -> Result<bool> {
+    if let Some((name, calls)) = &options.only {
+        let contenders = contenders()?;
+        let found = contenders.iter().find(|contender| contender.name == name);
+        (found.with_context(|| format!("no row is named {name}"))?.run)(*calls);
+        return Ok(true);
+    }
     // First, while nothing has been given back that could be used again.
     let mut is_within = memory()?;
     let cores = Cores::pick()?;
@@ -160,7 +180,7 @@ fn run(options: Options) -> Result<bool> {
 }
 
 /// All contenders on so many threads.
-fn compare(contenders: &[Contender], threads: usize, options: Options, cores: Cores) -> Result<bool> {
+fn compare(contenders: &[Contender], threads: usize, options: &Options, cores: Cores) -> Result<bool> {
     let cores = &[cores.measured, cores.load][..threads];
     let mut calls = Vec::new();
     for contender in contenders {

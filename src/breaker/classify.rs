@@ -107,9 +107,25 @@ pub(super) fn judge(outcome: &AttemptOutcome, slow: Duration, patience: Duration
     }
 }
 
+// === impl Verdicts ===
+
+impl Verdicts {
+    /// Neither of them speaks for a transition.
+    pub(super) fn are_healthy(self) -> bool {
+        self.group.is_healthy() && self.global.is_healthy()
+    }
+}
+
 // === impl Verdict ===
 
 impl Verdict {
+    fn is_healthy(self) -> bool {
+        match self {
+            Self::Success | Self::Answer | Self::Neutral => true,
+            Self::Slow | Self::Hung | Self::Failure { .. } => false,
+        }
+    }
+
     fn without_slow(self) -> Self {
         match self {
             Self::Failure { fault, is_slow: _ } => Self::Failure { fault, is_slow: false },

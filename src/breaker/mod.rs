@@ -20,6 +20,7 @@
 
 mod classify;
 mod layer;
+mod load;
 mod overrides;
 mod patience;
 mod permit;

@@ -5,6 +5,7 @@
 //! drops its permits without an outcome, which counts as nothing.
 
 use super::classify::{self, Verdict};
+use super::load::Place;
 use super::registry;
 use super::scope::Scope;
 use super::state;
@@ -12,15 +13,16 @@ use super::word::{Probe, Tally};
 use crate::context::{AttemptObserver, AttemptOutcome, BodyEnd};
 use crate::error::ProxyError;
 use crate::http::delivery::{Delivery, Doubt};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// One breaker's part in a call.
 pub(super) struct Permit {
-    pub(super) scope: Arc<Scope>,
+    pub(super) scope: &'static Scope,
     pub(super) generation: u32,
+    /// Where it is counted as in flight.
+    pub(super) place: Place,
     pub(super) kind: Kind,
 }
 
@@ -92,26 +94,33 @@ impl CallPermits {
         is_probe(&self.global) || self.group.as_ref().is_some_and(is_probe)
     }
 
-    fn record(&self, outcome: &AttemptOutcome) {
+    /// What is slow is the group's to say: `global` judges no answers.
+    fn slow(&self) -> Duration {
+        self.group.as_ref().unwrap_or(&self.global).scope.hot.slow()
+    }
+
+    /// Counts the attempt that began then; nought when nobody said when. A healthy one is counted at the last tick, or
+    /// at its own beginning when that was later: a bucket of the window is longer than ticks are apart, and a look at
+    /// the clock would be the most expensive part of it. What may move the machine is counted at its very moment.
+    fn record(&self, began: u64, outcome: &AttemptOutcome) {
         let shared = &self.global.scope.shared;
-        let now = shared.now();
-        // What is slow is the group's to say: `global` judges no answers.
-        let tuning = self.group.as_ref().unwrap_or(&self.global).scope.tuning();
-        let slow = tuning.slow;
-        let patience = self.group.as_ref().map_or(slow, |group| group.scope.patience.limit(slow));
+        let slow = self.slow();
+        let patience = self.group.as_ref().map_or(slow, |group| group.scope.patience.0.limit(slow));
         let verdicts = classify::judge(outcome, slow, patience);
-        let globals = self.global.scope.tuning();
-        self.global.scope.record(&self.global, verdicts.global, None, now, &globals);
+        let is_routine = began > 0 && verdicts.are_healthy() && !self.has_probe();
+        let now = if is_routine { began.max(shared.ticked()) } else { shared.now() };
+        self.global.scope.record(&self.global, verdicts.global, None, now);
         if let Some(group) = &self.group {
             if matches!(verdicts.group, Verdict::Success | Verdict::Slow) {
-                group.scope.patience.learn(outcome.head_after);
+                group.scope.patience.0.learn(outcome.head_after);
             }
-            group.scope.record(group, verdicts.group, outcome.retry_after, now, &tuning);
+            group.scope.record(group, verdicts.group, outcome.retry_after, now);
         }
     }
 }
 
 impl AttemptObserver for CallPermits {
+    #[inline]
     fn began_at(&self, at: Instant) {
         let shared = &self.global.scope.shared;
         let now = shared.at(at);
@@ -133,7 +142,7 @@ impl AttemptObserver for CallPermits {
         let shared = &self.global.scope.shared;
         let now = shared.now();
         let head = AttemptOutcome { delivery, head_after, body: BodyEnd::Complete, retry_after: None };
-        let slow = self.group.as_ref().unwrap_or(&self.global).scope.tuning().slow;
+        let slow = self.slow();
         let verdicts = classify::judge(&head, slow, slow);
         self.global.answered(now, verdicts.global);
         if let Some(group) = &self.group {
@@ -147,15 +156,18 @@ impl AttemptObserver for CallPermits {
             permit
                 .scope
                 .still_admits(permit, now)
-                .map_err(|refused| registry::refusal(&permit.scope, refused))?;
+                .map_err(|refused| registry::refusal(permit.scope, refused))?;
         }
         Ok(())
     }
 
+    #[inline]
     fn ended(&self, outcome: AttemptOutcome) {
-        // Once per attempt.
-        if self.attempt.swap(ENDED, Ordering::AcqRel) != ENDED {
-            self.record(&outcome);
+        // Once per attempt; only whoever makes the attempt says so, so it need not be one step.
+        let began = self.attempt.load(Ordering::Acquire);
+        if began != ENDED {
+            self.attempt.store(ENDED, Ordering::Release);
+            self.record(began.saturating_sub(1), &outcome);
         }
     }
 }
@@ -168,12 +180,16 @@ impl Drop for CallPermits {
         }
         // Nobody waited for the end of this attempt: the same as a caller that leaves.
         let now = self.global.scope.shared.now();
-        self.record(&AttemptOutcome {
-            delivery: Delivery::Ambiguous(Doubt::Cut),
-            head_after: Duration::from_millis(state::elapsed(now, began.saturating_sub(1))),
-            body: BodyEnd::Abandoned,
-            retry_after: None,
-        });
+        let began = began.saturating_sub(1);
+        self.record(
+            began,
+            &AttemptOutcome {
+                delivery: Delivery::Ambiguous(Doubt::Cut),
+                head_after: Duration::from_millis(state::elapsed(now, began)),
+                body: BodyEnd::Abandoned,
+                retry_after: None,
+            },
+        );
     }
 }
 

@@ -1,5 +1,6 @@
 //! All breakers: `global`, and `<group>:read` and `<group>:write` of each group of the route table. None is ever
-//! added, so an unknown name is an answer and not a new breaker.
+//! added, so an unknown name is an answer and not a new breaker; and none is taken away before the process ends, so that
+//! permits point to them without counting.
 //!
 //! Admission takes `global` first and then the group's, once per call. What makes something new is kept back in a
 //! known outage of the reads or of `global`, although its own breaker may still be closed: the first bookings of an
@@ -33,10 +34,10 @@ use tokio::time::Instant;
 /// The breakers of a process.
 pub struct Breakers {
     shared: Arc<Shared>,
-    global: Arc<Scope>,
+    global: &'static Scope,
     groups: ByGroup<Group>,
     /// In the order in which they are listed.
-    all: Vec<Arc<Scope>>,
+    all: Vec<&'static Scope>,
     path: Option<PathBuf>,
     book: Mutex<Book>,
     /// Which scopes are out, as the file has it.
@@ -50,13 +51,13 @@ pub struct Breakers {
 }
 
 struct Group {
-    read: Arc<Scope>,
-    write: Arc<Scope>,
+    read: &'static Scope,
+    write: &'static Scope,
 }
 
 /// A change of overrides.
 struct Change {
-    scopes: Vec<Arc<Scope>>,
+    scopes: Vec<&'static Scope>,
     /// `None`: back to auto.
     set: Option<Setting>,
     reason: String,
@@ -98,25 +99,21 @@ impl Breakers {
         metrics: &Metrics,
         bus: event::Bus,
     ) -> Arc<Self> {
-        let shared = Arc::new(Shared {
-            clock,
-            bus,
-            changes: watch::Sender::new(0),
-            base: Instant::now(),
-            is_untidy: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared::new(clock, bus));
         let scope = |name: String, role, reads| {
             let tuning = Tuning::of(&name, role, settings, limiter_max, attempt_limit);
-            Arc::new(Scope::new(Arc::from(name), role, tuning, reads, shared.clone(), metrics))
+            // Never given back: a permit points to it, and to count who does would be two atomic steps more for each
+            // call, on a line that all threads want.
+            &*Box::leak(Box::new(Scope::new(Arc::from(name), role, tuning, reads, shared.clone(), metrics)))
         };
         let global = scope(GLOBAL.to_owned(), Role::Global, None);
-        let mut all = vec![global.clone()];
+        let mut all = vec![global];
         let groups = ByGroup::new(groups, |group| {
             let read = scope(format!("{group}:read"), Role::Read, None);
-            let write = scope(format!("{group}:write"), Role::Write, Some(read.clone()));
+            let write = scope(format!("{group}:write"), Role::Write, Some(read));
             Group { read, write }
         });
-        all.extend(groups.values().flat_map(|group| [group.read.clone(), group.write.clone()]));
+        all.extend(groups.values().flat_map(|group| [group.read, group.write]));
         let (Kept { overrides: book, open }, alarm) = match overrides_path.as_deref().map(overrides::load) {
             Some(Ok(kept)) => (kept, None),
             Some(Err(problem)) => (Kept::default(), Some(problem)),
@@ -198,10 +195,13 @@ impl Breakers {
     // --- the hot path ---
 
     /// Asks for the permits of a call.
+    #[inline]
     pub fn admit(&self, call: &Call) -> Result<CallPermits, ProxyError> {
         self.admit_as(call, false)
     }
 
+    // What comes out of it is large enough for its moves to be seen.
+    #[inline]
     fn admit_as(&self, call: &Call, has_queued: bool) -> Result<CallPermits, ProxyError> {
         let ask = Ask {
             creates: !call.is_read && call.route.queue.class.is_some_and(WriteClass::creates),
@@ -210,15 +210,15 @@ impl Breakers {
         };
         let group = self.groups.get(&call.route.group);
         if ask.creates && call.lane == Lane::Replay && self.holds_replayed_creates.load(Ordering::Acquire) {
-            return Err(refusal(&self.global, Refusal::Open(STARTING)));
+            return Err(refusal(self.global, Refusal::Open(STARTING)));
         }
         if let Some(scope) = group.and_then(|group| self.keeps_creates(group, ask)) {
             scope.count_refusal();
             return Err(refusal(scope, Refusal::Open(scope.retry_hint(self.shared.now()))));
         }
-        let global = self.global.admit(ask).map_err(|refused| refusal(&self.global, refused))?;
+        let global = self.global.admit(ask).map_err(|refused| refusal(self.global, refused))?;
         let permit = group.map(|group| {
-            let scope = if call.is_read { &group.read } else { &group.write };
+            let scope = if call.is_read { group.read } else { group.write };
             // On a refusal the permit of `global` is dropped: neutral.
             scope.admit(ask).map_err(|refused| refusal(scope, refused))
         });
@@ -230,8 +230,8 @@ impl Breakers {
     pub(super) async fn admit_in_turn(&self, call: &Call) -> Result<CallPermits, ProxyError> {
         let until = call.deadline.min(Instant::now() + *call.config.settings.limiter.max_wait);
         let group = self.groups.get(&call.route.group);
-        let scope = group.map_or(&self.global, |group| if call.is_read { &group.read } else { &group.write });
-        let full = if self.global.state() == State::Ramping { &self.global } else { scope };
+        let scope = group.map_or(self.global, |group| if call.is_read { group.read } else { group.write });
+        let full = if self.global.state() == State::Ramping { self.global } else { scope };
         let place = full.queue_up();
         loop {
             let woken = place.room();
@@ -250,14 +250,14 @@ impl Breakers {
     /// The breaker whose outage keeps back what makes something new; none when an operator keeps the writes closed.
     /// As a probe of its own breaker it is judged by that one, which asks the reads itself; but never is it the one
     /// that tries the way to Flexport: reads and active probes do that.
-    fn keeps_creates<'a>(&'a self, group: &'a Group, ask: Ask) -> Option<&'a Arc<Scope>> {
+    fn keeps_creates(&self, group: &Group, ask: Ask) -> Option<&'static Scope> {
         if !ask.creates || group.write.mode() != Mode::Auto {
             return None;
         }
         if self.global.is_out() {
-            return Some(&self.global);
+            return Some(self.global);
         }
-        (!group.write.is_out() && group.read.is_out()).then_some(&group.read)
+        (!group.write.is_out() && group.read.is_out()).then_some(group.read)
     }
 
     /// Whether a call would be admitted now, without taking a permit; if not, when to ask again.
@@ -270,7 +270,7 @@ impl Breakers {
         }
         self.global.peek(now, ask)?;
         group.map_or(Ok(()), |group| {
-            let scope = if is_read { &group.read } else { &group.write };
+            let scope = if is_read { group.read } else { group.write };
             scope.peek(now, ask)
         })
     }
@@ -282,8 +282,8 @@ impl Breakers {
             State::Open | State::HalfOpen => false,
         };
         let group = self.groups.get(&call.route.group);
-        flows(&self.global)
-            && group.is_none_or(|group| flows(if call.is_read { &group.read } else { &group.write }))
+        flows(self.global)
+            && group.is_none_or(|group| flows(if call.is_read { group.read } else { group.write }))
     }
 
     /// Whether reads of the group have failed just now or are held back: who has a stale copy should not wait long.
@@ -300,8 +300,8 @@ impl Breakers {
         let now = self.shared.now();
         let Some(group) = self.groups.get(group) else { return false };
         let is_forced_open = |scope: &Scope| scope.mode() == Mode::ForcedOpen;
-        !is_forced_open(&self.global)
-            && !is_forced_open(&group.read)
+        !is_forced_open(self.global)
+            && !is_forced_open(group.read)
             && (self.global.wants_probe(now) || group.read.wants_probe(now))
     }
 
@@ -316,6 +316,7 @@ impl Breakers {
     /// 250 ms; admission does the same for itself in between.
     pub fn tick(self: &Arc<Self>, now: Instant) {
         let now = self.shared.at(now);
+        self.shared.tick(now);
         self.all.iter().for_each(|scope| scope.tick(now));
         for scope in self.all.iter().filter(|scope| scope.ends_soon(now)) {
             self.tell_end(scope);
@@ -360,7 +361,7 @@ impl Breakers {
         let (mut failing, mut sum) = (0, Counts::default());
         for group in self.groups.values() {
             let mut failures = 0;
-            for scope in [&group.read, &group.write] {
+            for scope in [group.read, group.write] {
                 let counts = scope.counts(now);
                 sum.calls = sum.calls.saturating_add(counts.calls);
                 failures += counts.failures;
@@ -396,15 +397,15 @@ impl Breakers {
         self.get_scope(scope).map(|scope| self.status(scope, &book))
     }
 
-    fn status(&self, scope: &Arc<Scope>, book: &Book) -> ScopeStatus {
+    fn status(&self, scope: &Scope, book: &Book) -> ScopeStatus {
         let mode = scope.mode();
         // An override that is over is off before it is out of the book.
         let forced = book.get(&*scope.name).filter(|forced| forced.mode == mode).cloned();
         scope.status(self.shared.now(), forced)
     }
 
-    fn get_scope(&self, name: &str) -> Option<&Arc<Scope>> {
-        self.all.iter().find(|scope| &*scope.name == name)
+    fn get_scope(&self, name: &str) -> Option<&'static Scope> {
+        self.all.iter().copied().find(|scope| &*scope.name == name)
     }
 
     /// Sets the override of a scope or of `all`; durable when it returns. `ttl: None` is for ever. `auto` clears.
@@ -456,15 +457,15 @@ impl Breakers {
             self.all.clone()
         } else {
             let scope = self.get_scope(scope).ok_or_else(|| OverrideError::UnknownScope(scope.to_owned()))?;
-            vec![scope.clone()]
+            vec![scope]
         };
         let change = Change { scopes, set, reason: reason.to_owned(), actor: actor.to_owned() };
         if dry_run {
             let mut book = self.book().clone();
             change.enter(&mut book, self.shared.clock.now());
             let now = self.shared.now();
-            let after = |scope: &Arc<Scope>| scope.status_after(now, book.get(&*scope.name).cloned());
-            return Ok(change.scopes.iter().map(after).collect());
+            let after = |scope: &Scope| scope.status_after(now, book.get(&*scope.name).cloned());
+            return Ok(change.scopes.iter().copied().map(after).collect());
         }
         // A task of its own: it comes to its end whoever still waits for it.
         let this = self.clone();

@@ -6,11 +6,12 @@
 //! an old state's data. Events leave after the swap, outside the lock.
 
 use super::classify::{Fault, Verdict};
+use super::load::{Line, Load, Place};
 use super::overrides::Override;
 use super::patience::Patience;
 use super::permit::{Kind, Permit};
 use super::state::{self, Cause, Decided, Input, Machine, Phase, Role, Row, Tuning, elapsed};
-use super::window::{Counts, Window};
+use super::window::{BUCKETS, Counts};
 use super::word::{At, Cell, Mode, State, Taken, Tally, Word};
 use crate::clock::{self, Clock};
 use crate::config::raw;
@@ -35,6 +36,8 @@ pub(super) struct Shared {
     /// Counts transitions and changes of overrides.
     pub(super) changes: watch::Sender<u64>,
     pub(super) base: Instant,
+    /// The last tick: the time, as nearly as a success must be counted.
+    ticked: AtomicU64,
     /// Whether the file holds overrides that are over.
     pub(super) is_untidy: AtomicBool,
 }
@@ -45,12 +48,14 @@ pub(super) struct Scope {
     pub(super) shared: Arc<Shared>,
     pub(super) cell: Cell,
     tuning: ArcSwap<Tuning>,
+    /// Those settings that each call needs.
+    pub(super) hot: Hot,
     role: Role,
     /// Of a group's writes: its reads.
-    reads: Option<Arc<Scope>>,
-    window: Window,
+    reads: Option<&'static Scope>,
+    load: Load,
     /// From when on a caller that leaves says something.
-    pub(super) patience: Patience,
+    pub(super) patience: Line<Patience>,
     /// Read while open.
     open_until: AtomicU64,
     /// What a 503 asked for.
@@ -68,7 +73,6 @@ pub(super) struct Scope {
     last_bad: AtomicU64,
     /// Successes in a row.
     run: AtomicU32,
-    in_flight: AtomicU32,
     /// Of a group's writes, while half-open: when it began, or when a write that makes nothing new last asked.
     canary_at: AtomicU64,
     /// How many wait for room in the ramp, and by what they are woken.
@@ -85,6 +89,14 @@ pub(super) struct Scope {
     counters: Counters,
 }
 
+/// Each may be of other settings than the other for a moment.
+pub(super) struct Hot {
+    /// Of the window, in milliseconds.
+    bucket: AtomicU64,
+    /// In nanoseconds.
+    slow: AtomicU64,
+}
+
 /// What a call is, as far as admission cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ask {
@@ -97,7 +109,7 @@ pub(super) struct Ask {
 }
 
 /// A place among those who wait for room in a ramp; left when it is dropped.
-pub(super) struct Place<'a>(&'a Scope);
+pub(super) struct Queued<'a>(&'a Scope);
 
 /// Why a breaker keeps a call back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,12 +224,56 @@ const NEVER: u64 = u64::MAX;
 const ENDS_SOON: u64 = 600_000;
 const ROW_SHIFT: u32 = 52;
 
+// === impl Hot ===
+
+impl Hot {
+    fn new(tuning: &Tuning) -> Self {
+        let hot = Self { bucket: AtomicU64::new(1), slow: AtomicU64::new(0) };
+        hot.set(tuning);
+        hot
+    }
+
+    fn set(&self, tuning: &Tuning) {
+        self.bucket.store(tuning.bucket.max(1), Ordering::Release);
+        self.slow.store(u64::try_from(tuning.slow.as_nanos()).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    fn bucket(&self) -> u64 {
+        self.bucket.load(Ordering::Acquire)
+    }
+
+    /// A head after this is slow.
+    pub(super) fn slow(&self) -> Duration {
+        Duration::from_nanos(self.slow.load(Ordering::Acquire))
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
+    pub(super) fn new(clock: Clock, bus: event::Bus) -> Self {
+        Self {
+            clock,
+            bus,
+            changes: watch::Sender::new(0),
+            base: Instant::now(),
+            ticked: AtomicU64::new(0),
+            is_untidy: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn tick(&self, now: At) {
+        self.ticked.store(now, Ordering::Release);
+    }
+
     /// Now, on the breakers' scale. It begins above nought, so that nought can mean "never".
     pub(super) fn now(&self) -> At {
         self.at(Instant::now())
+    }
+
+    /// When it last ticked; nought when it never did.
+    pub(super) fn ticked(&self) -> At {
+        self.ticked.load(Ordering::Acquire)
     }
 
     pub(super) fn at(&self, instant: Instant) -> At {
@@ -242,7 +298,7 @@ impl Scope {
         name: Arc<str>,
         role: Role,
         tuning: Tuning,
-        reads: Option<Arc<Self>>,
+        reads: Option<&'static Self>,
         shared: Arc<Shared>,
         metrics: &Metrics,
     ) -> Self {
@@ -251,11 +307,12 @@ impl Scope {
         Self {
             name,
             cell: Cell::new(),
+            hot: Hot::new(&tuning),
             tuning: ArcSwap::from_pointee(tuning),
             role,
             reads,
-            window: Window::new(),
-            patience: Patience::new(),
+            load: Load::new(),
+            patience: Line(Patience::new()),
             open_until: AtomicU64::new(0),
             not_before: AtomicU64::new(0),
             override_until: AtomicU64::new(NEVER),
@@ -265,7 +322,6 @@ impl Scope {
             last_failure: AtomicU64::new(0),
             last_bad: AtomicU64::new(0),
             run: AtomicU32::new(0),
-            in_flight: AtomicU32::new(0),
             canary_at: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
             room: Notify::new(),
@@ -284,18 +340,22 @@ impl Scope {
     // --- admission ---
 
     /// Asks for a permit. One that is closed needs no look at the clock.
-    pub(super) fn admit(self: &Arc<Self>, ask: Ask) -> Result<Permit, Refusal> {
+    #[inline]
+    pub(super) fn admit(&'static self, ask: Ask) -> Result<Permit, Refusal> {
         let word = self.cell.load();
         if word.mode() == Mode::Auto && word.state() == State::Closed {
-            self.in_flight.fetch_add(1, Ordering::AcqRel);
             let kind = if ask.is_active_probe { Kind::Silent } else { Kind::Normal };
-            return Ok(Permit { scope: self.clone(), generation: word.generation(), kind });
+            return Ok(self.permit(word, kind, self.load.enter()));
         }
         self.admit_otherwise(ask)
     }
 
+    fn permit(&'static self, word: Word, kind: Kind, place: Place) -> Permit {
+        Permit { scope: self, generation: word.generation(), place, kind }
+    }
+
     #[cold]
-    fn admit_otherwise(self: &Arc<Self>, ask: Ask) -> Result<Permit, Refusal> {
+    fn admit_otherwise(&'static self, ask: Ask) -> Result<Permit, Refusal> {
         let now = self.shared.now();
         let tuning = self.tuning.load();
         loop {
@@ -312,25 +372,19 @@ impl Scope {
                     step @ (Step::Admit(_) | Step::Again) => step,
                 },
             };
-            let permit = |kind| {
-                let before = self.in_flight.fetch_add(1, Ordering::AcqRel);
-                (before, Permit { scope: self.clone(), generation: word.generation(), kind })
-            };
             let refusal = match step {
-                Step::Admit(kind) => return Ok(permit(kind).1),
+                Step::Admit(kind) => return Ok(self.permit(word, kind, self.load.enter())),
                 // Nobody overtakes who waits, and what has no room takes no place even for a moment.
                 Step::AdmitWithin(cap)
-                    if self.in_flight.load(Ordering::Acquire) >= cap
+                    if self.load.in_flight() >= cap
                         || !ask.has_queued && self.waiting.load(Ordering::Acquire) > 0 =>
                 {
                     Refusal::Ramp
                 }
                 Step::AdmitWithin(cap) => {
                     let kind = if ask.is_active_probe { Kind::Silent } else { Kind::Normal };
-                    // A permit that is one too many is given back at once.
-                    let (before, permit) = permit(kind);
-                    if before < cap {
-                        return Ok(permit);
+                    if let Some(place) = self.load.enter_within(cap) {
+                        return Ok(self.permit(word, kind, place));
                     }
                     Refusal::Ramp
                 }
@@ -413,7 +467,7 @@ impl Scope {
             State::Closed => Ok(()),
             State::Ramping => {
                 let ramp = elapsed(now, self.ramp_since.load(Ordering::Acquire));
-                let is_free = self.in_flight.load(Ordering::Acquire) < state::ramp_cap(ramp, &tuning);
+                let is_free = self.load.in_flight() < state::ramp_cap(ramp, &tuning);
                 is_free.then_some(()).ok_or(SOON)
             }
             State::Open => {
@@ -513,20 +567,13 @@ impl Scope {
     }
 
     pub(super) fn counts(&self, now: At) -> Counts {
-        self.window.counts(now / self.tuning.load().bucket)
+        self.load.counts(now / self.hot.bucket())
     }
 
     // --- outcomes ---
 
     /// Counts an outcome, when the permit still means something.
-    pub(super) fn record(
-        &self,
-        permit: &Permit,
-        verdict: Verdict,
-        retry_after: Option<Duration>,
-        now: At,
-        tuning: &Tuning,
-    ) {
+    pub(super) fn record(&self, permit: &Permit, verdict: Verdict, retry_after: Option<Duration>, now: At) {
         let word = self.cell.load();
         if word.generation() != permit.generation {
             return;
@@ -534,7 +581,7 @@ impl Scope {
         match (word.state(), &permit.kind) {
             (State::Closed | State::Ramping, Kind::Normal) => {
                 self.heed(verdict, retry_after, now);
-                self.sample(word, verdict, now, tuning);
+                self.sample(word, permit.place, verdict, now);
             }
             (State::HalfOpen, Kind::Probe(probe)) => {
                 let (tally, decided) = match verdict {
@@ -574,7 +621,7 @@ impl Scope {
 
     /// Frees what the permit holds.
     pub(super) fn give_back(&self, permit: &Permit) {
-        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.load.leave(permit.place);
         if self.waiting.load(Ordering::Acquire) > 0 {
             self.room.notify_one();
         }
@@ -583,21 +630,22 @@ impl Scope {
         }
     }
 
-    fn sample(&self, word: Word, verdict: Verdict, now: At, tuning: &Tuning) {
-        let number = now / tuning.bucket;
+    fn sample(&self, word: Word, place: Place, verdict: Verdict, now: At) {
+        let bucket = self.hot.bucket();
+        let number = now / bucket;
         let is_ramping = word.state() == State::Ramping;
         let mut row = Row { count: 0, span: 0 };
         match verdict {
             Verdict::Answer | Verdict::Neutral => return,
             Verdict::Hung => {
                 // Without a head nothing shows that the row of failures is at its end.
-                self.window.add(number, false, true);
+                self.load.add(place, number, false, true);
                 self.last_bad.store(now, Ordering::Release);
                 self.remember(now, Decided::Slow);
             }
             Verdict::Success | Verdict::Slow => {
                 let is_slow = verdict == Verdict::Slow;
-                self.window.add(number, false, is_slow);
+                self.load.add(place, number, false, is_slow);
                 if self.row.load(Ordering::Relaxed) != 0 {
                     self.row.store(0, Ordering::Release);
                 }
@@ -609,7 +657,7 @@ impl Scope {
                 }
             }
             Verdict::Failure { fault, is_slow } => {
-                self.window.add(number, true, is_slow);
+                self.load.add(place, number, true, is_slow);
                 row = self.lengthen_row(now);
                 self.last_failure.store(now, Ordering::Release);
                 self.last_bad.store(now, Ordering::Release);
@@ -620,13 +668,21 @@ impl Scope {
             }
         }
         let last_bad = self.last_bad.load(Ordering::Acquire);
-        let is_bad_inside = last_bad != 0 && elapsed(now, last_bad) < tuning.window();
-        if is_bad_inside && let Some(cause) = state::trips(self.window.counts(number), row, tuning) {
-            self.trip(word, now, cause);
-            return;
+        let is_bad_inside = last_bad != 0 && elapsed(now, last_bad) < bucket * BUCKETS as u64;
+        if is_bad_inside || is_ramping {
+            self.judge(word, row, is_bad_inside);
         }
-        if is_ramping {
-            self.judge_ramp(word, now, tuning);
+    }
+
+    /// Whether the counts make it move: as of this very moment, at whatever moment the last was counted.
+    #[cold]
+    fn judge(&self, word: Word, row: Row, is_bad_inside: bool) {
+        let now = self.shared.now();
+        let tuning = self.tuning.load();
+        if is_bad_inside && let Some(cause) = state::trips(self.counts(now), row, &tuning) {
+            self.trip(word, now, cause);
+        } else if word.state() == State::Ramping {
+            self.judge_ramp(word, now, &tuning);
         }
     }
 
@@ -707,9 +763,9 @@ impl Scope {
     }
 
     /// Joins those who wait for room in a ramp.
-    pub(super) fn queue_up(&self) -> Place<'_> {
+    pub(super) fn queue_up(&self) -> Queued<'_> {
         self.waiting.fetch_add(1, Ordering::AcqRel);
-        Place(self)
+        Queued(self)
     }
 
     /// What happens by time alone.
@@ -869,7 +925,7 @@ impl Scope {
     }
 
     fn forget(&self) {
-        self.window.clear();
+        self.load.clear();
         self.row.store(0, Ordering::Release);
         self.last_bad.store(0, Ordering::Release);
         self.last_failure.store(0, Ordering::Release);
@@ -885,8 +941,9 @@ impl Scope {
     pub(super) fn tune(&self, settings: &raw::Breaker, limiter_max: u32, attempt_limit: Duration) {
         let tuning = Tuning::of(&self.name, self.role, settings, limiter_max, attempt_limit);
         let bucket = tuning.bucket;
+        self.hot.set(&tuning);
         if self.tuning.swap(Arc::new(tuning)).bucket != bucket {
-            self.window.clear();
+            self.load.clear();
         }
     }
 
@@ -973,7 +1030,7 @@ impl Scope {
                 successes: if word.state() == State::HalfOpen { word.successes() } else { 0 },
                 failures: if word.state() == State::HalfOpen { word.failures() } else { 0 },
             },
-            in_flight: self.in_flight.load(Ordering::Acquire),
+            in_flight: self.load.in_flight(),
             last: last
                 .into_iter()
                 .map(|(at, decided)| DecidingOutcome {
@@ -1011,16 +1068,16 @@ fn is_outage(state: State) -> bool {
     }
 }
 
-// === impl Place ===
+// === impl Queued ===
 
-impl Place<'_> {
+impl Queued<'_> {
     /// Ends when there may be room.
     pub(super) fn room(&self) -> Notified<'_> {
         self.0.room.notified()
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Queued<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::AcqRel);
         // A wake-up that came to this one may be another's.

@@ -458,7 +458,7 @@ fn seconds(millis: u64) -> String {
 
 /// In milliseconds; for ever is very long.
 pub(super) fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX / 4).min(u64::MAX / 4)
+    (span.as_secs().saturating_mul(1000).saturating_add(u64::from(span.subsec_millis()))).min(u64::MAX / 4)
 }
 
 /// From `earlier` to `later`; nought when a thread was slower than another.

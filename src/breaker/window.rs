@@ -33,6 +33,19 @@ struct Bucket {
     bad: AtomicU64,
 }
 
+// === impl Counts ===
+
+impl Counts {
+    /// Both together.
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            calls: self.calls.saturating_add(other.calls),
+            failures: self.failures.saturating_add(other.failures),
+            slow: self.slow.saturating_add(other.slow),
+        }
+    }
+}
+
 // === impl Window ===
 
 impl Window {

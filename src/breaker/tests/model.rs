@@ -32,6 +32,7 @@ struct Held {
     permits: CallPermits,
     round: u32,
     probe: Option<ProbeModel>,
+    began_at: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -46,6 +47,7 @@ struct Admitted(Option<ProbeModel>);
 
 struct Model {
     now: u64,
+    ticked: u64,
     state: State,
     forced_open: bool,
     round: u32,
@@ -68,6 +70,7 @@ impl Model {
     fn new() -> Self {
         Self {
             now: 1,
+            ticked: 0,
             state: State::Closed,
             forced_open: false,
             round: 0,
@@ -176,6 +179,7 @@ impl Model {
     }
 
     fn tick(&mut self, held: &mut [Held], until: impl Fn() -> u64) {
+        self.ticked = self.now;
         if self.forced_open {
             return;
         }
@@ -200,7 +204,11 @@ impl Model {
             return;
         }
         match self.state {
-            State::Closed | State::Ramping => self.sample(what, until),
+            State::Closed | State::Ramping => {
+                // The time of a success that moves nothing need not be looked at.
+                let about = held.began_at.map_or(self.now, |began| began.max(self.ticked));
+                self.sample(what, if what == What::Success { about } else { self.now }, until);
+            }
             State::HalfOpen => {
                 let Some(probe) = held.probe.as_mut().filter(|probe| probe.open) else { return };
                 match what {
@@ -239,13 +247,13 @@ impl Model {
         self.enter(State::Ramping);
     }
 
-    fn sample(&mut self, what: What, until: impl Fn() -> u64) {
+    fn sample(&mut self, what: What, at: u64, until: impl Fn() -> u64) {
         let mut is_row = false;
         match what {
             What::Answer | What::Local => return,
             What::Success | What::Slow => {
                 self.row = (0, 0);
-                self.calls.push((self.now / 1000, false, what == What::Slow));
+                self.calls.push((at / 1000, false, what == What::Slow));
                 self.ramp.1 += u32::from(what == What::Success);
             }
             What::Failure => {
@@ -254,7 +262,7 @@ impl Model {
                 }
                 self.row.0 += 1;
                 self.last_failure = Some(self.now);
-                self.calls.push((self.now / 1000, true, false));
+                self.calls.push((at / 1000, true, false));
                 self.ramp.2 += 1;
                 is_row = self.row.0 >= 8 && self.now - self.row.1 >= 2000;
             }
@@ -316,13 +324,14 @@ async fn run(ops: Vec<Op>) {
                 let expected = model.admit(&mut held, found_until);
                 assert_eq!(found.is_ok(), expected.is_some(), "admission at {}", model.now);
                 if let (Ok(permits), Some(Admitted(probe))) = (found, expected) {
-                    held.push(Held { permits, round: model.round, probe });
+                    held.push(Held { permits, round: model.round, probe, began_at: None });
                 }
             }
             Op::Began(index) if !held.is_empty() => {
                 let now = model.now;
                 let held = index.get_mut(&mut held);
                 held.permits.began();
+                held.began_at = Some(now);
                 if let Some(probe) = held.probe.as_mut().filter(|probe| probe.open) {
                     (probe.due, probe.began) = (now + 35_000, true);
                 }
