@@ -61,16 +61,20 @@ struct Cancelled {
 /// The longest list.
 pub(super) const MAX_BODY: usize = 16 << 20;
 
-/// How it goes, or how the last job went.
 pub(super) async fn get(State(admin): State<Admin>) -> Json<Value> {
-    Json(match admin.warmer.status() {
-        Some(status) => told(&admin, &status),
+    Json(told_last(&admin))
+}
+
+/// How it goes, or how the last job went.
+pub(super) fn told_last(admin: &Admin) -> Value {
+    match admin.warmer.status() {
+        Some(status) => told(admin, &status),
         None => json!({
             "state": "idle",
             "why": "nothing was warmed since the start; a restart forgets earlier jobs",
             "is_lost_on_restart": true,
         }),
-    })
+    }
 }
 
 pub(super) async fn start(
