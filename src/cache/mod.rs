@@ -33,6 +33,7 @@ mod objects;
 mod policy;
 mod refusals;
 mod rest;
+mod selection;
 mod service;
 mod tier;
 

@@ -21,15 +21,16 @@ use crate::flexport::incremental::is_incremental;
 use crate::http::cache_status::{Forward, Member};
 use crate::http::delivery::{self, Class, Delivery};
 use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, X_REQUEST_ID};
+use crate::http::range::{self, Part};
 use crate::http::{Body, Present};
 use crate::ids::PartitionId;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, IF_MATCH,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE,
+    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, RETRY_AFTER,
     TRANSFER_ENCODING, USER_AGENT,
 };
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use jiff::Timestamp;
 use std::future::Future;
@@ -200,6 +201,20 @@ impl Read {
         self.context.present.has(Present::CONDITIONAL) && policy::is_unchanged(&self.headers, stored, now)
     }
 
+    /// Which part of a copy the caller asks for. Where links are rewritten it gets the whole: its offsets are those of
+    /// other bytes.
+    pub(crate) fn part_of(&self, entry: &Entry, now: Timestamp) -> Part {
+        let may_be_part = self.context.present.has(Present::CONDITIONAL)
+            && !self.is_head
+            && entry.status == StatusCode::OK
+            && self.headers.contains_key(RANGE)
+            && (self.is_strict || !headers::is_json(entry.head.get(&CONTENT_TYPE)));
+        if !may_be_part {
+            return Part::Whole;
+        }
+        range::asked(&self.headers, |name| entry.head.get(name), entry.body.len(), now)
+    }
+
     /// The key of another target that is asked for with the same fields.
     pub(crate) fn key_of(&self, target: &str) -> Key {
         key_of(&self.context, self.partition, target, &self.headers, self.is_strict)
@@ -215,8 +230,12 @@ impl Read {
         let mut headers = if self.is_strict {
             let mut headers = self.headers.clone();
             headers::strip_for_upstream(&mut headers);
-            for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
-                headers.remove(name);
+            // With a copy at hand it is the whole of that which is asked about; without one, the caller's own question
+            // goes forward.
+            if base.is_some() {
+                for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
+                    headers.remove(name);
+                }
             }
             headers
         } else {
@@ -663,7 +682,7 @@ where
     };
     if let Some(call) = &unsafe_call
         && !is_ours
-        && may_have_acted(&result)
+        && may_have_acted(&result, cache.is_strict)
     {
         call.invalidate();
         if let Ok(response) = &result {
@@ -712,8 +731,12 @@ fn tell_passed(mut response: Response<Body>, forward: Forward, is_ours: bool) ->
 }
 
 /// Whether an unsafe request may have changed anything: RFC 9111 §4.4 asks for it on a success; what is not known
-/// counts as one.
-fn may_have_acted(result: &Result<Response<Body>, ProxyError>) -> bool {
+/// counts as one. So does an error of the server, which may have come after the act; only the strict profile takes the
+/// RFC by the letter there.
+fn may_have_acted(result: &Result<Response<Body>, ProxyError>, is_strict: bool) -> bool {
+    if is_strict && result.as_ref().is_ok_and(|response| response.status().is_server_error()) {
+        return false;
+    }
     let delivery = delivery::of(match result {
         Ok(response) => Ok((response.status(), response.headers())),
         Err(error) => Err(error),

@@ -12,7 +12,9 @@ pub mod idempotency;
 pub mod origin;
 pub mod prefer;
 pub mod present;
+pub(crate) mod range;
 pub mod retry_after;
+pub(crate) mod structured;
 pub mod traceparent;
 
 pub use body::{Body, BodyError};

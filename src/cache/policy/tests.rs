@@ -15,11 +15,13 @@ fn terms() -> Terms {
         overrides_revalidation: false,
         is_shared: false,
         keeps_any_status: false,
+        keeps_cookies: false,
+        guesses_freshness: false,
     }
 }
 
 fn facts(fields: &[(&'static str, &str)], terms: &Terms) -> Facts {
-    Facts::of(&headers(fields), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH, terms)
+    Facts::of(StatusCode::OK, &headers(fields), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH, terms)
 }
 
 fn ask(cache_control: &str) -> Ask {
