@@ -80,7 +80,7 @@ pub(crate) fn start(tier: Option<Tier>, clock: Clock, metrics: &Metrics, tasks: 
     marks.restore(&found.facts, found.is_intact, now);
     let refusals = Refusals::new(seed);
     refusals.restore(&found.facts, found.is_intact, Instant::now());
-    Opened { disk: Some(Disk::start(disk, clock, metrics, tasks)), ledger, marks, refusals }
+    Opened { disk: Some(Disk::start(disk, ledger.clone(), clock, metrics, tasks)), ledger, marks, refusals }
 }
 
 // === impl Tier ===

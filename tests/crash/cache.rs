@@ -3,7 +3,7 @@
 use crate::assert_eventually;
 use crate::process::{Server, Setup};
 use crate::shipments;
-use crate::support::{Answer, patch, simulator};
+use crate::support::{Answer, PATIENCE, patch, simulator};
 use http::Method;
 use seawall::sim::Simulator;
 use serde_json::{Value, json};
@@ -97,6 +97,36 @@ async fn a_restart_in_an_outage_serves_what_was_known() {
     simulator.clear_faults();
     assert_eventually!(server.get(&path(1)).await.source() == "upstream");
     server.stop().await;
+}
+
+/// A copy and the success of its token that lets it be served are there together: as soon as one is on disk, a kill
+/// takes neither.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tokens_first_success_is_on_disk_with_its_first_copy() {
+    let simulator = simulator().await;
+    let setup = setup(&simulator);
+    for round in 0..4 {
+        simulator.clear_faults();
+        let server = setup.start().await;
+        assert_eventually!(cache(&server).await["disk"]["state"] == "on");
+        let token = format!("Bearer first-seen-key-{round}");
+        let answer = get_as(&server, "/bookings", &token).await;
+        assert_eq!((answer.status.as_u16(), answer.source()), (200, "upstream"), "{answer:?}");
+        let deadline = Instant::now() + PATIENCE;
+        // As closely as can be.
+        while cache(&server).await["disk"]["entries"].as_u64() != Some(round + 1) {
+            assert!(Instant::now() < deadline, "{}", server.log());
+        }
+        outage(&simulator);
+        server.kill();
+
+        let server = setup.start().await;
+        let answer = get_as(&server, "/bookings", &token).await;
+        assert_eq!((answer.status.as_u16(), answer.source()), (200, "stale"), "{round}: {answer:?}");
+        let other = get_as(&server, "/bookings", "Bearer never-seen-key-1").await;
+        assert!(other.status.is_server_error(), "{other:?}");
+        server.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
