@@ -315,7 +315,7 @@ impl Cache {
                     response: response(&answer.parts, Body::new(flow)),
                     facts: facts.clone(),
                     came_at: answer.came_at,
-                    is_kept: !self.marks.is_outdated(errand.names, errand.began),
+                    is_kept: !self.marks.is_cut_off(errand.names, errand.began),
                 }));
                 Asked::UnderWay(led, Box::new(Rest { answer, facts, feed }))
             }
@@ -556,7 +556,7 @@ impl Cache {
         self.newest.fetch_max(entry.confirmed.at.as_second(), Ordering::Relaxed);
         if !errand.may_keep
             || entry.body.len() as u64 > read.context.config.settings.cache.max_object.0
-            || self.marks.is_outdated(errand.names, errand.began)
+            || self.marks.is_cut_off(errand.names, errand.began)
             || self.purges.load(Ordering::Acquire) != errand.purges
         {
             return false;
@@ -570,6 +570,10 @@ impl Cache {
         if self.purges.load(Ordering::Acquire) != errand.purges {
             self.forget(&read.key, Some(entry));
             return false;
+        }
+        if self.marks.is_cut_off(errand.names, errand.began) {
+            // Just now, by one who may have looked for copies before this one was there.
+            self.marks.path(read.partition, read.uri.path());
         }
         self.objects.keep(read, &entry.about);
         // Who leads has taken the mark's place.

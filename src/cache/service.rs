@@ -406,8 +406,8 @@ impl Cache {
         read.is_head = false;
         let names = self.names(&read);
         let began = self.marks.moment();
-        let is_outdated = |moment| self.marks.is_outdated(names, moment);
-        if let Role::Lead(landing) = self.flights.enter(key, Instant::now(), began, is_outdated) {
+        let is_cut_off = |moment| self.marks.is_cut_off(names, moment);
+        if let Role::Lead(landing) = self.flights.enter(key, Instant::now(), began, is_cut_off) {
             let errand = Errand {
                 read: Arc::new(read),
                 base: entry.has_validator().then_some(entry),
@@ -576,7 +576,7 @@ async fn fetch(
     let role = if is_for_one {
         Role::Alone
     } else {
-        cache.flights.enter(key, arrived, began, |moment| cache.marks.is_outdated(names, moment))
+        cache.flights.enter(key, arrived, began, |moment| cache.marks.is_cut_off(names, moment))
     };
     let may_stand_in = |entry| cache.may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok();
     let has_copy = found.entry.as_deref().is_some_and(may_stand_in);
