@@ -414,7 +414,7 @@ impl Cache {
     fn freshen(&self, errand: &Errand, head: &HeaderMap, asked_at: Confirmed) {
         let read = &*errand.read;
         let Some(variants) = self.memory.peek(&read.key) else { return };
-        let Some(old) = variants.iter().find(|old| old.is_selected_by(read.asked())) else { return };
+        let Some(old) = variants.selected(read.asked()) else { return };
         let now = self.now();
         let (head, facts, confirmed, began, asked_at) = if old.is_described_by(head) {
             let head = old.renewed(head.clone(), now.at, read.terms.keeps_cookies);
@@ -532,7 +532,7 @@ impl Cache {
         {
             let selected = || {
                 let variants = self.memory.peek(&read.key)?;
-                variants.iter().find(|old| old.is_selected_by(read.asked())).cloned()
+                variants.selected(read.asked()).cloned()
             };
             let is_newer = |old: &Arc<Entry>| old.asked_at > asked_at.monotonic;
             match selected() {

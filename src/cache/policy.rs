@@ -394,7 +394,8 @@ pub(crate) fn keep(
     let has_freshness = facts.is_explicit || terms.guesses_freshness && !facts.lifetime.is_zero();
     let is_kept = match status.as_u16() {
         200 => true,
-        206 | 304 | 0..=199 => false,
+        // Parts, and what tells of a part only.
+        206 | 304 | 416 | 0..=199 => false,
         203 | 204 | 300 | 301 | 308 | 404 | 410 => has_freshness,
         _ => terms.keeps_any_status && has_freshness,
     };

@@ -22,6 +22,7 @@ use crate::http::cache_status::{Forward, Member};
 use crate::http::delivery::{self, Class, Delivery};
 use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, X_REQUEST_ID};
 use crate::http::range::{self, Part};
+use crate::http::reference;
 use crate::http::{Body, Present};
 use crate::ids::PartitionId;
 use http::header::{
@@ -329,7 +330,7 @@ impl Cache {
             Look::Forward(Found { entry: None, forward: Forward::Bypass, purges, is_refused: true })
         } else if let Some(variants) = self.memory.get(&read.key) {
             let asked = read.asked();
-            match variants.iter().find(|entry| entry.is_selected_by(asked)) {
+            match variants.selected(asked) {
                 None => found(None, Forward::VaryMiss),
                 Some(entry) => {
                     let now = self.now();
@@ -687,8 +688,11 @@ where
         call.invalidate();
         if let Ok(response) = &result {
             for name in [LOCATION, CONTENT_LOCATION] {
-                if let Some(path) = own_path(response.headers().get(name), &context.config.public_url) {
-                    cache.marks.path(partition, path);
+                let named = response.headers().get(name).and_then(|value| value.to_str().ok());
+                let path = named
+                    .and_then(|named| reference::own_path(named, &context.config.public_url, &call.path));
+                if let Some(path) = path {
+                    cache.marks.path(partition, &path);
                 }
             }
         }
@@ -748,11 +752,4 @@ fn may_have_acted(result: &Result<Response<Body>, ProxyError>, is_strict: bool) 
         Delivery::Ambiguous(_) => true,
         Delivery::NotSent(_) | Delivery::Refused(_) | Delivery::Answered(_) => false,
     }
-}
-
-/// The path of a URL of ours; another origin's URLs say nothing of our copies.
-fn own_path<'a>(value: Option<&'a HeaderValue>, public_url: &str) -> Option<&'a str> {
-    let text = value?.to_str().ok()?;
-    let path = text.strip_prefix(public_url).unwrap_or(text);
-    (path.starts_with('/') && !path.starts_with("//")).then_some(path)
 }

@@ -13,6 +13,7 @@ pub mod origin;
 pub mod prefer;
 pub mod present;
 pub(crate) mod range;
+pub(crate) mod reference;
 pub mod retry_after;
 pub(crate) mod structured;
 pub mod traceparent;

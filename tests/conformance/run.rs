@@ -6,6 +6,7 @@ use super::support::PATIENCE;
 use super::wire::{self, Received};
 use jiff::Timestamp;
 use seawall::http::date;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -23,7 +24,7 @@ struct Answered {
     status: u16,
     body: String,
     suffix: String,
-    /// Whether it came with its body: not to HEAD, and not with 304.
+    /// Whether it is what a later GET may get: it came to GET, with its body.
     is_whole: bool,
 }
 
@@ -86,7 +87,7 @@ async fn play(
         status: plan.status,
         body: plan.body,
         suffix: exchange.suffix.clone(),
-        is_whole: exchange.method != "HEAD" && plan.status != 304,
+        is_whole: exchange.method == "GET" && plan.status != 304,
     });
     let is_asked = answered.is_some() && exchange.reach != Reach::Behind;
     past.answered.push(answered.clone());
@@ -103,8 +104,7 @@ async fn play(
         _ => {}
     }
     if exchange.reach == Reach::Behind {
-        // What came of it must be stored before the next step asks.
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        place.is_fresh_again(exchange).await?;
     }
     for expected in &exchange.seen {
         let Some(request) = seen.first() else { break };
@@ -120,7 +120,8 @@ async fn play(
         return Err(if received.is_cut { "the body was cut" } else { "a cut body was expected" }.to_owned());
     }
     let has = |is_one: fn(&Expect) -> bool| exchange.expected.iter().any(is_one);
-    if !has(|expected| matches!(expected, Expect::Status(_))) {
+    let is_any = |expected: &Expect| matches!(expected, Expect::Direction(name, _) if name == "any");
+    if !has(|expected| matches!(expected, Expect::Status(_))) && !has(is_any) {
         let status = match &answered {
             Some(own) if is_asked && own.status != 304 => own.status,
             _ => past.before(exchange).map_or(200, |answered| answered.status),
@@ -229,7 +230,10 @@ fn held(
         }
         Expect::Direction(name, argument) => match name.as_str() {
             "body" if *argument != message.body => differs("body", argument, &message.body),
-            "body" | "any" | "broken" => Ok(()),
+            "empty" if !message.body.is_empty() => {
+                Err(format!("no body was expected, and there is {:?}", message.body))
+            }
+            "body" | "any" | "broken" | "empty" => Ok(()),
             "interim" => {
                 if message
                     .interim
@@ -279,6 +283,32 @@ impl Past {
 // === impl Place ===
 
 impl Place<'_> {
+    /// Waits until what was asked for behind an answer is stored: then it can be had without asking.
+    async fn is_fresh_again(&self, exchange: &Exchange) -> Result<(), String> {
+        let only_if_cached = Exchange {
+            line: exchange.line,
+            method: "HEAD".to_owned(),
+            suffix: exchange.suffix.clone(),
+            request: Message {
+                fields: vec![("Cache-Control".to_owned(), "only-if-cached".to_owned())],
+                ..Message::default()
+            },
+            reach: Reach::Never,
+            answer: None,
+            seen: Vec::new(),
+            expected: Vec::new(),
+        };
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while tokio::time::Instant::now() < deadline {
+            let received = send(&only_if_cached, self, Timestamp::now()).await;
+            if received.is_some_and(|received| received.status() == Some(200)) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err("what was asked for behind the answer was never stored".to_owned())
+    }
+
     fn filled(&self, message: &Message, now: Timestamp) -> Message {
         let fill = |(name, value): &(String, String)| (name.clone(), self.fill(value, now));
         Message {
