@@ -21,7 +21,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 
 mod flow;
+mod isolation;
 mod objects;
+mod poison;
 
 /// A breaker that opens soon and stays open.
 const OPENS_SOON: [&str; 5] = [
