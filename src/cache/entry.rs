@@ -190,14 +190,11 @@ impl Entry {
         }
     }
 
-    /// Whether a 304 with these fields speaks of another copy than this one (RFC 9111 §4.3.4): a strong validator
-    /// names what has that one, a weak one what has the same opaque tag.
+    /// Whether a 304 with these fields speaks of another copy than this one (RFC 9111 §4.3.4). By the weak comparison: a
+    /// proxy on the way may have made a strong tag weak, or left it.
     pub(crate) fn is_contradicted_by(&self, fresh: &HeaderMap) -> bool {
         match (self.head.get(&ETAG), fresh.get(ETAG)) {
-            (Some(ours), Some(theirs)) if theirs.as_bytes().trim_ascii().starts_with(b"W/") => {
-                !policy::is_same_tag(ours.as_bytes(), theirs.as_bytes())
-            }
-            (Some(ours), Some(theirs)) => ours.as_bytes().trim_ascii() != theirs.as_bytes().trim_ascii(),
+            (Some(ours), Some(theirs)) => !policy::is_same_tag(ours.as_bytes(), theirs.as_bytes()),
             _ => false,
         }
     }

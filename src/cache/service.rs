@@ -21,6 +21,7 @@ use crate::flexport::incremental::is_incremental;
 use crate::http::cache_status::{Forward, Member};
 use crate::http::delivery::{self, Class, Delivery};
 use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, X_REQUEST_ID};
+use crate::http::interim::Interim;
 use crate::http::range::{self, Part};
 use crate::http::reference;
 use crate::http::{Body, Present};
@@ -78,6 +79,8 @@ pub(crate) struct Read {
     pub(crate) headers: HeaderMap,
     /// Whether all end-to-end fields are forwarded, and `Vary` tells which of them matter.
     is_strict: bool,
+    /// Where interim responses go: only to the one caller that a fill has in the strict profile.
+    interim: Option<Interim>,
 }
 
 /// What the cache has for a read that has to be forwarded.
@@ -261,6 +264,9 @@ impl Read {
         *request.method_mut() = if self.is_head { Method::HEAD } else { Method::GET };
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
+        if let Some(interim) = &self.interim {
+            request.extensions_mut().insert(interim.clone());
+        }
         request
     }
 }
@@ -298,7 +304,7 @@ impl Cache {
             return Err((request, Forward::Bypass));
         }
         let context = context.clone();
-        let (parts, _) = request.into_parts();
+        let (mut parts, _) = request.into_parts();
         let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let key = key_of(&context, partition, target.as_str(), &parts.headers, self.is_strict);
         let mut ask = if present.has(Present::CACHE) || present.has(Present::OURS) {
@@ -318,6 +324,7 @@ impl Cache {
             uri: Uri::from(target),
             headers: parts.headers,
             is_strict: self.is_strict,
+            interim: parts.extensions.remove().filter(|_| self.is_strict),
         })
     }
 
@@ -405,6 +412,7 @@ impl Cache {
             return;
         }
         read.is_head = false;
+        read.interim = None;
         let names = self.names(&read);
         let began = self.marks.moment();
         let is_cut_off = |moment| self.marks.is_cut_off(names, moment);

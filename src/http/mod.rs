@@ -9,6 +9,7 @@ pub mod delivery;
 pub mod fields;
 pub mod headers;
 pub mod idempotency;
+pub(crate) mod interim;
 pub mod origin;
 pub mod prefer;
 pub mod present;

@@ -233,7 +233,10 @@ fn held(
             "empty" if !message.body.is_empty() => {
                 Err(format!("no body was expected, and there is {:?}", message.body))
             }
-            "body" | "any" | "broken" | "empty" => Ok(()),
+            "no-interim" if !message.interim.is_empty() => {
+                Err(format!("no interim response was expected, and there were {:?}", message.interim))
+            }
+            "body" | "any" | "broken" | "empty" | "no-interim" => Ok(()),
             "interim" => {
                 if message
                     .interim
