@@ -20,6 +20,9 @@ const PATHS: [&str; 5] = ["/ports?p=1", "/ports?p=2", "/shipments/1", "/shipment
 const VARIES: [Option<&str>; 4] =
     [None, Some("Accept, Accept-Language"), Some("Authorization, X-Other"), Some("flexport-version")];
 
+/// The token of who has none.
+const NOBODY: u8 = 3;
+
 /// Who asks for what.
 #[derive(Clone, Debug, PartialEq)]
 struct Reader {
@@ -46,8 +49,8 @@ enum Act {
     Flood,
 }
 
-fn reader() -> impl Strategy<Value = Reader> {
-    (0..3u8, 0..4u8, 0..4u8, 0..3u8, 0..5u8, 0..2u8).prop_map(
+fn reader(tokens: u8) -> impl Strategy<Value = Reader> {
+    (0..tokens, 0..4u8, 0..4u8, 0..3u8, 0..5u8, 0..2u8).prop_map(
         |(token, version, accept, language, path, other)| Reader {
             token,
             version,
@@ -59,10 +62,10 @@ fn reader() -> impl Strategy<Value = Reader> {
     )
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn act(tokens: u8) -> impl Strategy<Value = Act> {
     prop_oneof![
-        6 => prop::collection::vec(reader(), 1..12).prop_map(Act::Read),
-        4 => prop::collection::vec(reader(), 2..24).prop_map(Act::Burst),
+        6 => prop::collection::vec(reader(tokens), 1..12).prop_map(Act::Read),
+        4 => prop::collection::vec(reader(tokens), 2..24).prop_map(Act::Burst),
         3 => any::<bool>().prop_map(Act::Outage),
         1 => Just(Act::Restart),
         1 => Just(Act::Invalidate),
@@ -108,6 +111,14 @@ impl Reader {
     }
 }
 
+/// What the strict profile keeps apart: by `Vary`, and by credentials.
+const STRICT_VARIES: [&[&str]; 4] =
+    [&["accept"], &["accept-language", "x-other"], &["flexport-version", "accept"], &["x-other"]];
+
+fn kind(url: &str) -> usize {
+    url.len() + url.bytes().last().map_or(0, usize::from)
+}
+
 fn field(fields: &HeaderMap, name: &str) -> Option<String> {
     fields.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
@@ -128,7 +139,7 @@ fn named(arrived: &Arrived) -> Response<Full<Bytes>> {
         "padding": "x".repeat(30_000),
     });
     let mut response = json(200, &body.to_string());
-    let kind = url.len() + url.bytes().last().map_or(0, usize::from);
+    let kind = kind(&url);
     if let Some(vary) = VARIES[kind % VARIES.len()] {
         response.headers_mut().insert("vary", vary.parse().unwrap());
     }
@@ -138,6 +149,20 @@ fn named(arrived: &Arrived) -> Response<Full<Bytes>> {
         1 => drop(response.headers_mut().insert("etag", "\"the same for all\"".parse().unwrap())),
         _ => {}
     }
+    response
+}
+
+/// The same of an upstream that only tells `Vary` by which fields it chose, and says of what has a token that it is for
+/// one alone by saying nothing.
+fn varied(arrived: &Arrived) -> Response<Full<Bytes>> {
+    let (fields, url) = (&arrived.head.headers, arrived.head.uri.to_string());
+    let varies = STRICT_VARIES[kind(&url) % STRICT_VARIES.len()];
+    let chosen: BTreeMap<&str, Option<String>> =
+        varies.iter().map(|name| (*name, field(fields, name))).collect();
+    let body = json!({"data": {"token": field(fields, "authorization"), "chosen": chosen, "url": url}});
+    let mut response = json(200, &body.to_string());
+    response.headers_mut().insert("vary", varies.join(", ").parse().unwrap());
+    response.headers_mut().insert("cache-control", "max-age=600, stale-if-error=600".parse().unwrap());
     response
 }
 
@@ -151,11 +176,35 @@ struct Seen {
 async fn ask(proxy: &Proxy, reader: Reader) -> (Reader, Answer) {
     let fields = reader.fields();
     let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let answer = proxy.send(Method::GET, reader.target(), &fields, "").await;
+    // The last of the tokens stands for none.
+    let fields = if reader.token == NOBODY { &fields[1..] } else { &fields[..] };
+    let answer = proxy.bare(Method::GET, reader.target(), fields, "").await;
     (reader, answer)
 }
 
-fn judge(seen: &mut Seen, reader: &Reader, answer: &Answer, is_down: bool) -> Result<(), String> {
+/// Whether an answer of the strict profile is for whoever sends this.
+fn is_for(reader: &Reader, got: &serde_json::Value) -> bool {
+    let fields: HeaderMap = reader
+        .fields()
+        .into_iter()
+        .skip(1)
+        .map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()))
+        .collect();
+    // What was for nobody in particular is for everybody.
+    let is_own = got["token"].is_null() || reader.token != NOBODY && got["token"] == reader.token();
+    let chosen = got["chosen"].as_object().unwrap();
+    is_own
+        && got["url"] == reader.target()
+        && chosen.iter().all(|(name, value)| *value == json!(field(&fields, name)))
+}
+
+fn judge(
+    seen: &mut Seen,
+    reader: &Reader,
+    answer: &Answer,
+    is_down: bool,
+    is_strict: bool,
+) -> Result<(), String> {
     *seen.sources.entry(answer.source().to_owned()).or_default() += 1;
     seen.collapsed += usize::from(answer.field("cache-status").contains("collapsed"));
     if answer.status != 200 {
@@ -165,11 +214,11 @@ fn judge(seen: &mut Seen, reader: &Reader, answer: &Answer, is_down: bool) -> Re
         return (is_expected && names_none).then_some(()).ok_or(format!("{reader:?} got {answer:?}"));
     }
     let got = answer.json()["data"].clone();
-    let is_own = got == reader.named();
+    let is_own = if is_strict { is_for(reader, &got) } else { got == reader.named() };
     is_own.then_some(()).ok_or(format!("{reader:?} got what is for {got}: {}", answer.field("cache-status")))
 }
 
-async fn play(acts: Vec<Act>) -> Result<Seen, String> {
+async fn play(acts: Vec<Act>, is_strict: bool) -> Result<Seen, String> {
     let is_down = Arc::new(AtomicBool::new(false));
     let down = is_down.clone();
     let upstream = Scripted::start(move |arrived: Arrived| {
@@ -185,7 +234,7 @@ async fn play(acts: Vec<Act>) -> Result<Seen, String> {
                 response.headers_mut().insert("etag", "\"the same for all\"".parse().unwrap());
                 return response;
             }
-            named(&arrived)
+            if is_strict { varied(&arrived) } else { named(&arrived) }
         }
     })
     .await;
@@ -197,6 +246,7 @@ async fn play(acts: Vec<Act>) -> Result<Seen, String> {
         "breaker.open_wait=1ms",
         "breaker.open_wait_max=2ms",
         "server.drain.grace=100ms",
+        if is_strict { "profile=strict" } else { "profile=flexport" },
     ];
     let mut proxy = Arc::new(Proxy::start(&upstream.url, &sets).await);
     let mut seen = Seen::default();
@@ -206,7 +256,7 @@ async fn play(acts: Vec<Act>) -> Result<Seen, String> {
             Act::Read(readers) => {
                 for reader in readers {
                     let (reader, answer) = ask(&proxy, reader).await;
-                    judge(&mut seen, &reader, &answer, has_been_down)?;
+                    judge(&mut seen, &reader, &answer, has_been_down, is_strict)?;
                 }
             }
             Act::Burst(readers) => {
@@ -219,7 +269,7 @@ async fn play(acts: Vec<Act>) -> Result<Seen, String> {
                     }
                 }
                 for (reader, answer) in asking.join_all().await {
-                    judge(&mut seen, &reader, &answer, has_been_down)?;
+                    judge(&mut seen, &reader, &answer, has_been_down, is_strict)?;
                 }
             }
             Act::Outage(begins) => {
@@ -254,13 +304,28 @@ async fn proxy_stop(proxy: Arc<Proxy>) {
     }
 }
 
-fn run(cases: u32, acts: impl Strategy<Value = Vec<Act>>) -> Seen {
+fn run(is_strict: bool) -> Seen {
+    // Each way to be answered comes up whatever else does.
+    let everybody: Vec<Reader> = (0..PATHS.len() as u8)
+        .flat_map(|path| (0..=NOBODY).map(move |token| (path, token)))
+        .filter(|(_, token)| is_strict || *token != NOBODY)
+        .map(|(path, token)| Reader { token, version: token, accept: path % 4, language: 0, path, other: 0 })
+        .collect();
+    let tokens = if is_strict { NOBODY + 1 } else { NOBODY };
+    let acts = prop::collection::vec(act(tokens), 4..14).prop_map(move |mut acts| {
+        acts.insert(0, Act::Burst(everybody.clone()));
+        acts.insert(1, Act::Read(everybody.clone()));
+        acts.extend([Act::Outage(false), Act::Flood, Act::Outage(true), Act::Restart]);
+        acts.push(Act::Read(everybody.clone()));
+        acts
+    });
+    let cases = if std::env::var_os("SEAWALL_SOAK").is_some() { 400 } else { 5 };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let all: Mutex<Seen> = Mutex::default();
     let config = Config { cases, max_shrink_iters: 40, failure_persistence: None, ..Config::default() };
     TestRunner::new(config)
         .run(&acts, |acts| {
-            let seen = runtime.block_on(play(acts)).map_err(TestCaseError::fail)?;
+            let seen = runtime.block_on(play(acts, is_strict)).map_err(TestCaseError::fail)?;
             let mut all = all.lock().unwrap();
             for (source, count) in seen.sources {
                 *all.sources.entry(source).or_default() += count;
@@ -274,23 +339,19 @@ fn run(cases: u32, acts: impl Strategy<Value = Vec<Act>>) -> Seen {
 
 #[test]
 fn nobody_is_served_what_is_for_another() {
-    // Each way to be answered comes up whatever else does.
-    let everybody: Vec<Reader> = (0..PATHS.len() as u8)
-        .flat_map(|path| (0..3).map(move |token| (path, token)))
-        .map(|(path, token)| Reader { token, version: token, accept: path % 4, language: 0, path, other: 0 })
-        .collect();
-    let acts = prop::collection::vec(act(), 4..14).prop_map(move |mut acts| {
-        acts.insert(0, Act::Burst(everybody.clone()));
-        acts.insert(1, Act::Read(everybody.clone()));
-        acts.extend([Act::Outage(false), Act::Flood, Act::Outage(true), Act::Restart]);
-        acts.push(Act::Read(everybody.clone()));
-        acts
-    });
-    let cases = if std::env::var_os("SEAWALL_SOAK").is_some() { 400 } else { 5 };
-    let seen = run(cases, acts);
+    let seen = run(false);
     eprintln!("{seen:?}");
     for source in ["upstream", "cache", "stale"] {
         assert!(seen.sources.get(source).is_some_and(|count| *count > 20), "{seen:?}");
     }
     assert!(seen.collapsed > 5, "{seen:?}");
+}
+
+#[test]
+fn nobody_is_served_what_vary_or_a_credential_keeps_apart_in_the_strict_profile() {
+    let seen = run(true);
+    eprintln!("{seen:?}");
+    for source in ["upstream", "cache"] {
+        assert!(seen.sources.get(source).is_some_and(|count| *count > 20), "{seen:?}");
+    }
 }

@@ -76,7 +76,8 @@ impl Attempt {
         }
         let body = body.strip_suffix('\n').unwrap_or(body).replace('\n', "\r\n");
         let whole = lines.join("\r\n") + "\r\n\r\n" + &body;
-        let bytes = octets(&whole.replace("{path}", &path).replace("{query}", &query).replace("{host}", host));
+        let bytes =
+            octets(&whole.replace("{path}", &path).replace("{query}", &query).replace("{host}", host));
         let line = bytes.split(|byte| *byte == b'\r').next().unwrap();
         let target = String::from_utf8_lossy(line).split(' ').nth(1).unwrap_or_default().to_owned();
         Self { name: name.to_owned(), flags, path, bytes, target }
@@ -305,7 +306,10 @@ async fn no_attempt_changes_what_others_get() {
                 Some((_, kind)) if before == 0 => odd(kind),
                 _ => answer(
                     200,
-                    &[("cache-control", "max-age=600"), ("vary", "origin, x-forwarded-host, accept-encoding")],
+                    &[
+                        ("cache-control", "max-age=600"),
+                        ("vary", "origin, x-forwarded-host, accept-encoding"),
+                    ],
                     &reflection(&arrived),
                 ),
             }
