@@ -191,7 +191,8 @@ mod tests {
     #[test]
     fn dictionaries_are_read() {
         let text = |text: &'static str| Item::Text(text.as_bytes());
-        let cases: [(&[&[u8]], &[(&str, Item<'_>)]); 12] = [
+        type Case<'a> = (&'a [&'a [u8]], &'a [(&'a str, Item<'a>)]);
+        let cases: [Case<'_>; 12] = [
             (&[b"max-age=60"], &[("max-age", Item::Integer(60))]),
             (&[b" max-age=60 , public"], &[("max-age", Item::Integer(60)), ("public", Item::Boolean(true))]),
             (&[b"max-age=1", b"public"], &[("max-age", Item::Integer(1)), ("public", Item::Boolean(true))]),

@@ -3,6 +3,7 @@
 use super::case::Message;
 use super::wire::{self, Received};
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -142,7 +143,7 @@ impl Plan {
         if !has_no_body {
             if is_chunked {
                 if !body.is_empty() {
-                    text.push_str(&format!("{:x}\r\n{body}\r\n", wire::bytes(body).len()));
+                    write!(text, "{:x}\r\n{body}\r\n", wire::bytes(body).len()).unwrap();
                 }
                 if cut.is_none() {
                     text.push_str("0\r\n\r\n");

@@ -5,7 +5,9 @@ use super::origin::{Origin, Plan};
 use super::support::PATIENCE;
 use super::wire::{self, Received};
 use jiff::Timestamp;
+use seawall::clock::Clock;
 use seawall::http::date;
+use std::fmt::Write as _;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -61,7 +63,7 @@ async fn play(
     past: &mut Past,
 ) -> Result<(), String> {
     let count = past.received.len() + 1;
-    let now = Timestamp::now();
+    let now = Clock::system().now();
     let plan = exchange.answer.as_ref().map(|(status, message)| {
         let mut message = place.filled(message, now);
         if !message.has("date") && message.direction("no-date").is_none() {
@@ -158,17 +160,17 @@ async fn send(exchange: &Exchange, place: &Place<'_>, now: Timestamp) -> Option<
     let version = message.direction("version").unwrap_or("1.1");
     let mut text = format!("{} /{}{} HTTP/{version}\r\n", exchange.method, place.id, exchange.suffix);
     if !message.has("host") {
-        text.push_str(&format!("Host: {address}\r\n"));
+        write!(text, "Host: {address}\r\n").unwrap();
     }
     if !message.has("connection") {
         text.push_str("Connection: close\r\n");
     }
     for (name, value) in &message.fields {
-        text.push_str(&format!("{name}: {value}\r\n"));
+        write!(text, "{name}: {value}\r\n").unwrap();
     }
     let body = message.direction("body").unwrap_or_default();
     if !body.is_empty() {
-        text.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        write!(text, "Content-Length: {}\r\n", body.len()).unwrap();
     }
     text.push_str("\r\n");
     text.push_str(body);
@@ -303,7 +305,7 @@ impl Place<'_> {
         };
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while tokio::time::Instant::now() < deadline {
-            let received = send(&only_if_cached, self, Timestamp::now()).await;
+            let received = send(&only_if_cached, self, Clock::system().now()).await;
             if received.is_some_and(|received| received.status() == Some(200)) {
                 return Ok(());
             }
@@ -332,11 +334,14 @@ impl Place<'_> {
                 continue;
             };
             rest = after;
-            filled.push_str(&match name {
-                "path" => format!("/{}", self.id),
-                "base" => self.base.to_owned(),
-                _ => dated(name, now).unwrap_or_else(|| panic!("{{{name}}} is unknown")),
-            });
+            match name {
+                "path" => filled.extend(["/", self.id.as_str()]),
+                "base" => filled.push_str(self.base),
+                _ => {
+                    let date = dated(name, now).unwrap_or_else(|| panic!("{{{name}}} is unknown"));
+                    filled.push_str(&date);
+                }
+            }
         }
         filled.push_str(rest);
         filled
