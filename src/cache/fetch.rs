@@ -17,6 +17,7 @@
 //! those who wait share it.
 
 use super::Cache;
+use super::disk::OnDisk;
 use super::entry::{Confirmed, Entry};
 use super::flight::{Answer, FlightKey, Flowing, Landing, Led, Outcome, Passed};
 use super::flow::{self, Feed};
@@ -316,7 +317,7 @@ impl Cache {
                     response: response(&answer.parts, Body::new(flow)),
                     facts: facts.clone(),
                     came_at: answer.came_at,
-                    is_kept: !self.marks.is_outdated(errand.names, errand.began),
+                    is_kept: !self.marks.is_cut_off(errand.names, errand.began),
                 }));
                 Asked::UnderWay(led, Box::new(Rest { answer, facts, feed }))
             }
@@ -444,7 +445,7 @@ impl Cache {
     }
 
     /// Whether an answer says that something is not there any more. A failing upstream may well say so of what is: then
-    /// the copy stays.
+    /// the copy stays, and is out of date.
     fn has_left(&self, read: &Read, status: StatusCode) -> bool {
         says_gone(status) && !self.health.shows_failures(&read.context.route.group)
     }
@@ -530,14 +531,20 @@ impl Cache {
     /// An answer is not kept, and may tell that the older copy must go.
     fn unkept(&self, errand: &Errand, status: StatusCode, unkept: Option<Unkept>, asked_at: Confirmed) {
         let read = &*errand.read;
+        let selected = || {
+            let variants = self.memory.peek(&read.key)?;
+            variants.selected(read.asked()).cloned()
+        };
+        let is_newer = |old: &Arc<Entry>| old.asked_at > asked_at.monotonic;
+        if says_gone(status) && !self.has_left(read, status) && !read.is_head && !self.is_strict {
+            // The copy stays, and says from now on that it was denied.
+            if selected().map_or_else(|| self.on_disk(&read.key) != OnDisk::No, |old| !is_newer(&old)) {
+                self.marks.path(read.partition, read.uri.path());
+            }
+        }
         if (self.has_left(read, status) || unkept == Some(Unkept::NoStore) && status.is_success())
             && !read.is_head
         {
-            let selected = || {
-                let variants = self.memory.peek(&read.key)?;
-                variants.selected(read.asked()).cloned()
-            };
-            let is_newer = |old: &Arc<Entry>| old.asked_at > asked_at.monotonic;
             match selected() {
                 Some(old) if is_newer(&old) => {}
                 Some(old) => self.forget(&read.key, Some(&old)),
@@ -569,7 +576,7 @@ impl Cache {
         self.newest.fetch_max(entry.confirmed.at.as_second(), Ordering::Relaxed);
         if !errand.may_keep
             || entry.body.len() as u64 > read.context.config.settings.cache.max_object.0
-            || self.marks.is_outdated(errand.names, errand.began)
+            || self.marks.is_cut_off(errand.names, errand.began)
             || self.purges.load(Ordering::Acquire) != errand.purges
         {
             return false;
@@ -583,6 +590,10 @@ impl Cache {
         if self.purges.load(Ordering::Acquire) != errand.purges {
             self.forget(&read.key, Some(entry));
             return false;
+        }
+        if self.marks.is_cut_off(errand.names, errand.began) {
+            // Just now, by one who may have looked for copies before this one was there.
+            self.marks.path(read.partition, read.uri.path());
         }
         self.objects.keep(read, &entry.about);
         // Who leads has taken the mark's place.

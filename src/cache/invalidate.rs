@@ -50,6 +50,8 @@ pub(crate) struct Marks {
     floor: AtomicU64,
     /// The same for what was deleted by hand.
     purged_floor: AtomicU64,
+    /// The same for fills under way.
+    cut: AtomicU64,
     shards: [Mutex<HashMap<u64, u64, Places>>; SHARDS],
     hasher: FixedState,
     ledger: Option<Ledger>,
@@ -89,6 +91,7 @@ impl Marks {
             start: AtomicU64::new(1),
             floor: AtomicU64::new(0),
             purged_floor: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: FixedState::with_seed(seed[0] ^ seed[1].rotate_left(32)),
             ledger,
@@ -179,6 +182,18 @@ impl Marks {
         began.0 < self.floor.load(Ordering::Acquire)
             || self.mark(names.path) > began.0
             || self.mark(names.tag) > began.0
+    }
+
+    /// Whether a fill with these names, begun at that moment, may neither be joined nor kept.
+    pub(crate) fn is_cut_off(&self, names: Names, began: Moment) -> bool {
+        began.0 < self.cut.load(Ordering::Acquire) || self.is_outdated(names, began)
+    }
+
+    /// All fills under way are cut off: nobody knows yet what they bring, so whoever purges by what copies are, and not
+    /// by their names, means them too.
+    pub(crate) fn cut(&self) {
+        let next = self.sequence.fetch_add(1, Ordering::AcqRel) + 1;
+        self.cut.fetch_max(next, Ordering::AcqRel);
     }
 
     /// Everything of this path is out of date from now on.

@@ -1,7 +1,8 @@
 //! What must outlive the process besides the copies: who was refused, who succeeded last, and what is out of date.
 //!
 //! Without it a restart would serve a revoked key. So a refusal is on disk before it is answered, and a purge too
-//! ([`Ledger::written`]); all else is written behind ([`Ledger::note`]), within a second.
+//! ([`Ledger::written`]); all else is written behind ([`Ledger::note`]), within a second, and before any copy is
+//! that was kept after it ([`Ledger::caught_up`]): a copy never lies on disk without the success that lets it be served.
 //!
 //! One file, `<data_dir>/cache/ledger/log`, of small facts, each sealed and bound to its number, so that none can be
 //! changed, moved or taken out of the middle. It is written anew from what is in memory when it has grown, and at each
@@ -78,6 +79,8 @@ struct Waiting {
 struct Done {
     count: u64,
     has_failed: bool,
+    /// Nothing more is written.
+    has_ended: bool,
 }
 
 /// The file, and how far it is written.
@@ -210,19 +213,30 @@ impl Ledger {
 
     /// Waits until what has this number, and all before it, is on disk; or cannot be, which it tells.
     pub(crate) async fn written(&self, number: u64) -> bool {
-        let mut done = self.0.done.subscribe();
-        let is_done = |done: &Done| done.count >= number;
-        if is_done(&done.borrow()) {
-            return !done.borrow().has_failed;
-        }
-        self.0.is_urgent.notify_one();
-        self.0.has_some.notify_one();
-        let is_written =
-            matches!(timeout(PATIENCE, done.wait_for(is_done)).await, Ok(Ok(done)) if !done.has_failed);
+        let is_written = self.on_disk(number).await;
         if !is_written {
             tracing::error!("a refusal or a purge could not be put on disk: a restart would not know of it");
         }
         is_written
+    }
+
+    async fn on_disk(&self, number: u64) -> bool {
+        let mut done = self.0.done.subscribe();
+        let is_over = |done: &Done| done.count >= number || done.has_ended;
+        let is_well = |done: &Done| done.count >= number && !done.has_failed;
+        if is_over(&done.borrow()) {
+            return is_well(&done.borrow());
+        }
+        self.0.is_urgent.notify_one();
+        self.0.has_some.notify_one();
+        matches!(timeout(PATIENCE, done.wait_for(is_over)).await, Ok(Ok(done)) if is_well(&done))
+    }
+
+    /// Waits until all that was noted so far is on disk. When it cannot be, whoever waits goes on: what lacks its fact
+    /// after a restart is not served.
+    pub(crate) async fn caught_up(&self) {
+        let number = self.waiting().count;
+        self.on_disk(number).await;
     }
 
     /// Takes a fact; its number is what to wait for.
@@ -247,6 +261,14 @@ impl Ledger {
 
     /// Writes what is handed in, until it is cancelled. `snapshot` gives all that is to be remembered.
     pub(crate) async fn run<S>(self, snapshot: S, cancel: CancellationToken)
+    where
+        S: Fn() -> Vec<Fact> + Send + Sync + 'static,
+    {
+        self.write(snapshot, cancel).await;
+        self.0.done.send_modify(|done| done.has_ended = true);
+    }
+
+    async fn write<S>(&self, snapshot: S, cancel: CancellationToken)
     where
         S: Fn() -> Vec<Fact> + Send + Sync + 'static,
     {
@@ -276,7 +298,7 @@ impl Ledger {
                 writer = back;
                 // What was not written is in memory: the next time all of it is written.
                 must_renew = result.is_err();
-                self.0.done.send_replace(Done { count, has_failed: must_renew });
+                self.0.done.send_replace(Done { count, has_failed: must_renew, has_ended: false });
                 if let Err(error) = result {
                     tracing::error!(
                         path = %self.0.dir.display(), %error,

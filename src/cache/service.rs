@@ -415,8 +415,8 @@ impl Cache {
         read.interim = None;
         let names = self.names(&read);
         let began = self.marks.moment();
-        let is_outdated = |moment| self.marks.is_outdated(names, moment);
-        if let Role::Lead(landing) = self.flights.enter(key, Instant::now(), began, is_outdated) {
+        let is_cut_off = |moment| self.marks.is_cut_off(names, moment);
+        if let Role::Lead(landing) = self.flights.enter(key, Instant::now(), began, is_cut_off) {
             let errand = Errand {
                 read: Arc::new(read),
                 base: entry.has_validator().then_some(entry),
@@ -585,7 +585,7 @@ async fn fetch(
     let role = if is_for_one {
         Role::Alone
     } else {
-        let role = cache.flights.enter(key, arrived, began, |moment| cache.marks.is_outdated(names, moment));
+        let role = cache.flights.enter(key, arrived, began, |moment| cache.marks.is_cut_off(names, moment));
         if matches!(role, Role::Alone) {
             cache.counters.hit_for_miss.inc();
         }

@@ -80,7 +80,7 @@ pub(crate) fn start(tier: Option<Tier>, clock: Clock, metrics: &Metrics, tasks: 
     marks.restore(&found.facts, found.is_intact, now);
     let refusals = Refusals::new(seed);
     refusals.restore(&found.facts, found.is_intact, Instant::now());
-    Opened { disk: Some(Disk::start(disk, clock, metrics, tasks)), ledger, marks, refusals }
+    Opened { disk: Some(Disk::start(disk, ledger.clone(), clock, metrics, tasks)), ledger, marks, refusals }
 }
 
 // === impl Tier ===
@@ -293,13 +293,16 @@ impl Cache {
     }
 
     /// Deletes copies, or marks them out of date (`is_soft`). What is deleted is off the disk when this ends; a fill
-    /// that was under way is not kept. With `is_dry` nothing happens but the count. An error is the disk's: what is in
+    /// that was under way is neither kept nor joined. With `is_dry` nothing happens but the count. An error is the disk's: what is in
     /// memory is deleted, or marked, all the same.
     pub async fn purge(&self, which: &Which, is_soft: bool, is_dry: bool) -> Result<Purged, String> {
         let is_hard = !is_dry && !is_soft;
+        // First of all: what is being fetched or read must not bring back what is being deleted.
         if is_hard {
-            // First of all: what is being fetched or read must not bring back what is being deleted.
             self.purges.fetch_add(1, Ordering::AcqRel);
+        }
+        if !is_dry {
+            self.marks.cut();
         }
         let meant = self.meant(which, is_hard);
         let on_disk = match &self.disk {

@@ -3,10 +3,13 @@
 use crate::assert_eventually;
 use crate::process::{Server, Setup};
 use crate::shipments;
-use crate::support::{Answer, patch, simulator};
+use crate::support::scripted::{self, Scripted};
+use crate::support::{Answer, PATIENCE, patch, simulator};
 use http::Method;
 use seawall::sim::Simulator;
 use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -99,6 +102,36 @@ async fn a_restart_in_an_outage_serves_what_was_known() {
     server.stop().await;
 }
 
+/// A copy and the success of its token that lets it be served are there together: as soon as one is on disk, a kill
+/// takes neither.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tokens_first_success_is_on_disk_with_its_first_copy() {
+    let simulator = simulator().await;
+    let setup = setup(&simulator);
+    for round in 0..4 {
+        simulator.clear_faults();
+        let server = setup.start().await;
+        assert_eventually!(cache(&server).await["disk"]["state"] == "on");
+        let token = format!("Bearer first-seen-key-{round}");
+        let answer = get_as(&server, "/bookings", &token).await;
+        assert_eq!((answer.status.as_u16(), answer.source()), (200, "upstream"), "{answer:?}");
+        let deadline = Instant::now() + PATIENCE;
+        // As closely as can be.
+        while cache(&server).await["disk"]["entries"].as_u64() != Some(round + 1) {
+            assert!(Instant::now() < deadline, "{}", server.log());
+        }
+        outage(&simulator);
+        server.kill();
+
+        let server = setup.start().await;
+        let answer = get_as(&server, "/bookings", &token).await;
+        assert_eq!((answer.status.as_u16(), answer.source()), (200, "stale"), "{round}: {answer:?}");
+        let other = get_as(&server, "/bookings", "Bearer never-seen-key-1").await;
+        assert!(other.status.is_server_error(), "{other:?}");
+        server.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_was_revoked_is_refused_after_a_restart_and_others_are_served() {
     let simulator = simulator().await;
@@ -130,6 +163,67 @@ async fn a_key_that_was_revoked_is_refused_after_a_restart_and_others_are_served
     simulator.clear_faults();
     simulator.set_tokens(json!({})).unwrap();
     assert_eventually!(get_as(&server, &path, revoked).await.status == 200);
+    server.stop().await;
+}
+
+/// 404 and 410 of a Flexport that is well take the copy away, on disk too; those of one that fails do not, and mark it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_flexport_denied_when_it_was_well_is_not_served_after_a_restart() {
+    let told: Arc<Mutex<HashMap<String, u16>>> = Arc::default();
+    let tell = told.clone();
+    let upstream = Scripted::start(move |arrived| {
+        let path = arrived.head.uri.path().to_owned();
+        let told = tell.lock().unwrap();
+        let status = told.get(&path).or_else(|| told.get("*")).copied().unwrap_or(200);
+        drop(told);
+        async move { scripted::json(status, r#"{"data":{"a":1},"error":null}"#) }
+    })
+    .await;
+    let tells = |path: &str, status: u16| {
+        told.lock().unwrap().insert(path.to_owned(), status);
+    };
+    let setup = Setup::new(&upstream.url, &[PUBLIC, "telemetry.log=info", "probe.enabled=false"]);
+    let server = setup.start().await;
+    let paths = ["/shipments/1", "/shipments/2", "/bookings/1", "/bookings/2", "/invoices/1", "/invoices/2"];
+    for path in paths {
+        assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
+    written(&server, paths.len() as u64).await;
+    tells("/shipments/1", 404);
+    tells("/bookings/1", 410);
+    assert_eq!(server.get("/shipments/1").await.status, 404);
+    assert_eq!(server.get("/bookings/1").await.status, 410);
+    // One failure is enough for a group to show some.
+    tells("/invoices/2", 503);
+    assert_eq!(server.get("/invoices/2").await.source(), "stale");
+    tells("/invoices/1", 404);
+    let answer = server.get("/invoices/1").await;
+    assert_eq!((answer.status.as_u16(), answer.source()), (404, "upstream"), "it passes through: {answer:?}");
+    assert_eventually!({
+        let disk = cache(&server).await["disk"].clone();
+        disk["waiting"] == 0 && disk["entries"] == paths.len() - 2
+    });
+    server.kill();
+    told.lock().unwrap().clear();
+    tells("*", 503);
+
+    let server = setup.start().await;
+    for (path, is_there) in [
+        ("/shipments/1", false),
+        ("/bookings/1", false),
+        ("/shipments/2", true),
+        ("/bookings/2", true),
+        ("/invoices/1", true),
+        ("/invoices/2", true),
+    ] {
+        let answer = server.get(path).await;
+        let expected = if is_there { (200, "stale") } else { (503, "upstream") };
+        assert!(
+            (answer.status.as_u16(), answer.source()) == expected
+                || !is_there && answer.source() == "seawall",
+            "{path}: {answer:?}"
+        );
+    }
     server.stop().await;
 }
 

@@ -21,7 +21,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 
 mod flow;
+mod isolation;
 mod objects;
+mod poison;
 
 /// A breaker that opens soon and stays open.
 const OPENS_SOON: [&str; 5] = [
@@ -462,6 +464,59 @@ async fn an_older_read_that_ends_after_the_newer_one_does_not_take_its_place() {
     drop(upstream);
     assert_eventually!(proxy.get("/shipments/1").await.source() == "stale");
     assert_eq!(proxy.get("/shipments/1").await.json()["written"], 1);
+}
+
+/// By what it names and by its tag, from the moment it is settled; and no read that was under way puts back what was
+/// before it.
+#[tokio::test]
+async fn a_replayed_write_invalidates_like_a_live_one() {
+    let gate = Arc::new(Semaphore::new(1000));
+    let upstream = gated(gate.clone()).await;
+    let file = ["/bookings", "/bookings/:id", "/shipments/:id", "/ports"]
+        .map(|path| format!("[[route]]\nmethod = \"GET\"\npath = \"{path}\"\nttl = \"1h\"\n"))
+        .concat();
+    let proxy = Arc::new(Proxy::configured(&upstream.url, &[], &file, |_| {}).await);
+    for (method, path, scope, invalidated) in [
+        (Method::PATCH, "/shipments/1", "shipments:write", ["/shipments/1?x", "/shipments/1"]),
+        (Method::POST, "/bookings", "bookings:write", ["/bookings?page=1", "/bookings/2"]),
+    ] {
+        let reads = invalidated.into_iter().chain(["/ports"]);
+        for read in reads.clone() {
+            let first = proxy.get(read).await;
+            let second = proxy.get(read).await;
+            assert_eq!((second.source(), &second.body), ("cache", &first.body), "{read}");
+        }
+        let before = proxy.get(invalidated[0]).await.json()["data"]["written"].clone();
+        proxy.hold(scope).await;
+        let body = format!(r#"{{"name":"{method}"}}"#);
+        let id = proxy.send(method.clone(), path, &[], &body).await.ticket();
+        // A read that is under way while the write is replayed: of another query, so that there is no copy.
+        gate.forget_permits(1000);
+        let older = proxy.clone();
+        let count = upstream.arrived().len();
+        let slow = format!("{path}?slow");
+        let asked = slow.clone();
+        let older = tokio::spawn(async move { older.get(&asked).await });
+        assert_eventually!(upstream.arrived().len() == count + 1);
+        proxy.lift(scope).await;
+        assert_eventually!(proxy.ticket(&id).await["state"] == "done");
+        let newer = proxy.clone();
+        let asked = slow.clone();
+        let newer = tokio::spawn(async move { newer.get(&asked).await });
+        assert_eventually!(upstream.arrived().len() == count + 3);
+        gate.add_permits(1000);
+        let written = before.as_u64().unwrap() + 1;
+        assert_eq!(older.await.unwrap().json()["data"]["written"], before);
+        assert_eq!(newer.await.unwrap().json()["data"]["written"], written);
+        let kept = proxy.get(&slow).await;
+        assert_eq!((kept.source(), &kept.json()["data"]["written"]), ("cache", &json!(written)), "{kept:?}");
+        for read in invalidated {
+            let answer = proxy.get(read).await;
+            assert_eq!(answer.source(), "upstream", "{method} {read}: {answer:?}");
+            assert_eq!(answer.json()["data"]["written"], written, "{method} {read}");
+        }
+        assert_eq!(proxy.get("/ports").await.source(), "cache", "nothing of it was written");
+    }
 }
 
 /// An upstream that answers with a head and then lets the body drip, faster than any idle limit, for ever.

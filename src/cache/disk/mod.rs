@@ -17,6 +17,7 @@
 //! - The files take at most `cache.disk_max`, copies made for tidying included (see `log`).
 //! - **It never takes the space that a 202 needs.** Above what the queue must have free, there is a band in which
 //!   nothing is written here, and below it one in which the oldest files go until none is left.
+//! - No copy is on disk before what was noted of tokens and invalidations before it came (see `ledger`).
 //! - What another process wrote is never fresh, and a wall clock that went back makes it no younger.
 //!
 //! Not sled, unlike the queue (docs/adr/0007): it would be twice as large on disk, hold 100 MB and more in memory, and
@@ -32,6 +33,7 @@ mod tests;
 use super::entry::{About, Entry};
 use super::invalidate::{self, Moment};
 use super::key::Key;
+use super::ledger::Ledger;
 use super::policy::Facts;
 use crate::clock::Clock;
 use crate::ids::PartitionId;
@@ -74,6 +76,8 @@ pub struct DiskOptions {
 /// The tier. One for the process.
 pub(crate) struct Disk {
     options: DiskOptions,
+    /// What must be on disk before a copy that was kept after it.
+    ledger: Option<Ledger>,
     clock: Clock,
     /// Names this process in what it writes.
     run: u64,
@@ -285,10 +289,17 @@ const REASONS: [&str; 6] = ["full", "space", "too-large", "undecodable", "failed
 
 impl Disk {
     /// Opens the tier in the background.
-    pub(crate) fn start(options: DiskOptions, clock: Clock, metrics: &Metrics, tasks: &Tasks) -> Arc<Self> {
+    pub(crate) fn start(
+        options: DiskOptions,
+        ledger: Option<Ledger>,
+        clock: Clock,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
         let (commands, receiver) = mpsc::channel(16);
         let disk = Arc::new(Self {
             options,
+            ledger,
             clock,
             run: fastrand::u64(1..),
             started: Instant::now(),
@@ -1146,6 +1157,10 @@ impl Writer {
             let changes = lock(&self.disk.pending).take(&mut self.pace);
             if changes.is_empty() && !(is_all && lock(&self.disk.pending).len() > 0) {
                 return;
+            }
+            if let Some(ledger) = &self.disk.ledger {
+                // The successes that let these copies be served were noted before the copies were offered.
+                ledger.caught_up().await;
             }
             let is_well = self.with_log(move |disk, log| disk.write(log, changes)).await;
             if is_well == Some(false) {

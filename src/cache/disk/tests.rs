@@ -68,7 +68,7 @@ impl World {
 
     async fn start(&self) -> Tier {
         let tasks = Tasks::new();
-        let disk = Disk::start(self.options(), self.clock, &Metrics::new(), &tasks);
+        let disk = Disk::start(self.options(), None, self.clock, &Metrics::new(), &tasks);
         disk.loaded().await;
         Tier { disk, tasks, clock: self.clock }
     }
@@ -542,7 +542,7 @@ async fn what_is_forgotten_while_there_is_no_log_does_not_come_back() {
     let held = DataLock::acquire(&world.dir.path().join("cache"), Duration::ZERO).unwrap();
     // Once while it is opened, once while it cannot be.
     let tasks = Tasks::new();
-    let disk = Disk::start(world.options(), world.clock, &Metrics::new(), &tasks);
+    let disk = Disk::start(world.options(), None, world.clock, &Metrics::new(), &tasks);
     disk.forget(&key(0), &kept[0].entry);
     disk.loaded().await;
     disk.forget_all(&key(1));
@@ -692,7 +692,7 @@ async fn a_purge_is_on_disk_when_it_is_answered() {
     }
     let options = DiskOptions { dir: world.dir.path().join("copy"), ..world.options() };
     let tasks = Tasks::new();
-    let disk = Disk::start(options, world.clock, &Metrics::new(), &tasks);
+    let disk = Disk::start(options, None, world.clock, &Metrics::new(), &tasks);
     disk.loaded().await;
     let left: Vec<_> = disk.list(None, 100).await.into_iter().map(|one| one.path).collect();
     assert_eq!(left.len(), 2, "{left:?}");

@@ -2,6 +2,15 @@
 
 use super::*;
 
+type Asking = tokio::task::JoinHandle<Result<Response<Body>, ProxyError>>;
+
+/// Readers of one key at the same instant, each in a task.
+fn asks(world: &World, count: usize) -> Vec<Asking> {
+    (0..count)
+        .map(|_| tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request())))
+        .collect()
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_thousand_readers_make_one_request() {
     let world = world();
@@ -22,17 +31,58 @@ async fn a_thousand_readers_make_one_request() {
 
 #[tokio::test(start_paused = true)]
 async fn a_leaders_failure_is_its_waiters_failure() {
-    let world = world();
-    world.plan([Step::After(Duration::from_secs(1), Box::new(answer(503, &[], "no")))]);
-    let asks: Vec<_> = (0..10)
-        .map(|_| tokio::spawn(world.service.clone().oneshot(world.get("/shipments").request())))
-        .collect();
-    for ask in asks {
-        assert_eq!(ask.await.unwrap().unwrap().status(), 503);
+    for failure in [
+        answer(503, &[], "no"),
+        answer(429, &[], "no"),
+        Step::Fail(ProxyError::Connect("refused".into())),
+        Step::Fail(ProxyError::HeadTimeout),
+        Step::Cut,
+        breaker_open(),
+    ] {
+        let world = world();
+        world.plan([Step::After(Duration::from_secs(1), Box::new(failure.clone()))]);
+        let start = Instant::now();
+        for ask in asks(&world, 1000) {
+            let status = ask.await.unwrap().map(|got| got.status().as_u16());
+            let expected = match &failure {
+                Step::Answer { status, .. } => Some(*status),
+                _ => None,
+            };
+            assert_eq!(status.ok(), expected);
+        }
+        assert_eq!((world.asked(), start.elapsed().as_secs()), (1, 1));
+        world.plan([ok(&[], "well")]);
+        assert_eq!(world.get("/shipments").send().await.body, "well");
     }
-    assert_eq!(world.asked(), 1);
-    world.plan([ok(&[], "well")]);
-    assert_eq!(world.get("/shipments").send().await.body, "well");
+}
+
+/// The same whether the leader is waiting for a head or for the rest of a body when it leaves.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_readers_whose_leader_leaves_make_one_request() {
+    let after = |span, step| Step::After(Duration::from_secs(span), Box::new(step));
+    let (feeder, flowing) = fed(&[], None);
+    feeder.send(Ok(Bytes::from_static(b"o"))).unwrap();
+    for (step, feeder) in [(after(2, ok(&[], "one")), None), (flowing, Some(feeder))] {
+        let world = world();
+        world.plan([step]);
+        let mut asks = asks(&world, 1000);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let leader = asks.remove(0);
+        leader.abort();
+        assert!(leader.await.unwrap_err().is_cancelled());
+        if let Some(feeder) = feeder {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            feeder.send(Ok(Bytes::from_static(b"ne"))).unwrap();
+        }
+        for ask in asks {
+            let response = ask.await.unwrap().unwrap();
+            assert!(response.headers()["cache-status"].to_str().unwrap().contains("; collapsed"));
+            assert_eq!(response.into_body().collect(10).await.unwrap(), "one");
+        }
+        assert_eq!(world.asked(), 1);
+        world.plan([breaker_open()]);
+        assert_eq!(world.get("/shipments").send().await.body, "one", "it is kept");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -116,6 +166,28 @@ async fn what_cannot_be_kept_is_not_waited_for_again() {
         assert_eq!(world.asked() - before, requests, "no answer of one caller's goes to another");
         // Marked: all at once. After the mark has ended they wait for the first, which is not to be shared.
         assert_eq!(start.elapsed().as_secs(), if wait == 0 { 1 } else { 2 });
+    }
+}
+
+/// No queue: the first is waited for, since nobody knew; then all ask at once. After that nobody waits.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_readers_of_what_cannot_be_kept_are_no_queue() {
+    for headers in [[("cache-control", "no-store")], [("set-cookie", "a=b")], [("vary", "*")]] {
+        let world = world();
+        for seconds in [2, 1] {
+            world.plan((0..1000).map(|n| {
+                Step::After(Duration::from_secs(1), Box::new(ok(&headers, &format!("of caller {n}"))))
+            }));
+            let (start, before) = (Instant::now(), world.asked());
+            let mut bodies = std::collections::HashSet::new();
+            for ask in asks(&world, 1000) {
+                let response = ask.await.unwrap().unwrap();
+                assert!(!response.headers()["cache-status"].to_str().unwrap().contains("collapsed"));
+                bodies.insert(response.into_body().collect(100).await.unwrap());
+            }
+            assert_eq!(start.elapsed().as_secs(), seconds, "{headers:?}");
+            assert_eq!((world.asked() - before, bodies.len()), (1000, 1000), "each has its own");
+        }
     }
 }
 

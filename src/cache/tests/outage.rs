@@ -253,3 +253,59 @@ async fn a_key_whose_refresh_failed_is_left_alone_for_longer_each_time() {
         tokio::time::sleep(Duration::from_millis(9)).await;
     }
 }
+
+/// In memory and on disk. A wrong 304 is one that speaks of another copy, or that nobody asked for.
+#[tokio::test(start_paused = true)]
+async fn a_failed_refresh_never_replaces_the_last_good_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world_on(dir.path()).await;
+    let (feeder, broken) = fed(&[("content-type", "application/json")], None);
+    feeder.send(Ok(Bytes::from(vec![b'x'; 100_000]))).unwrap();
+    feeder.send(Err(BodyError::Cut("reset".to_owned()))).unwrap();
+    let slow = |step| Step::After(Duration::from_secs(2), Box::new(step));
+    let tagged = [("etag", "\"a\"")];
+    let other_304 = || answer(304, &[("etag", "\"b\"")], "");
+    let error = r#"{"_object":"/api/response","data":null,"error":{"code":"x"}}"#;
+    let cases: Vec<(&str, &[(&'static str, &str)], Vec<Step>)> = vec![
+        ("500", &[], vec![answer(500, &[], "no")]),
+        ("503 that says it may be kept", &[], vec![answer(503, &[("cache-control", "max-age=600")], "no")]),
+        ("429", &[], vec![answer(429, &[("retry-after", "9"), ("cache-control", "max-age=60")], "no")]),
+        ("cut", &[], vec![Step::Cut]),
+        ("cut on its way", &[], vec![broken]),
+        ("timeout", &[], vec![slow(Step::Fail(ProxyError::HeadTimeout))]),
+        ("connect", &[], vec![Step::Fail(ProxyError::Connect("refused".into()))]),
+        ("open", &[], vec![breaker_open()]),
+        ("an error in the envelope", &[], vec![ok(&[("content-type", "application/json")], error)]),
+        ("304 of another copy, then nothing", &tagged, vec![other_304(), breaker_open()]),
+        ("304 of another copy, then 503", &tagged, vec![other_304(), answer(503, &[], "no")]),
+        ("304 of another copy, twice", &tagged, vec![other_304(), other_304()]),
+        ("304 that nobody asked for", &[], vec![answer(304, &[("cache-control", "max-age=600")], "")]),
+        ("206 that nobody asked for", &[], vec![answer(206, &[("content-range", "bytes 0-1/4")], "go")]),
+        ("400", &[], vec![answer(400, &[("cache-control", "max-age=600")], "no")]),
+        ("redirect", &[], vec![answer(302, &[("location", "/x"), ("cache-control", "max-age=9")], "")]),
+    ];
+    for (name, headers, steps) in cases {
+        world.plan([ok(headers, "good")]);
+        assert_eq!(world.get("/shipments").send().await.body, "good", "{name}");
+        world.cache.flush().await;
+        for is_in_memory in [true, false] {
+            if is_in_memory {
+                world.plan(steps.clone());
+                if let Ok(got) = world.service.clone().oneshot(world.get("/shipments").request()).await {
+                    // To its end, cut or not.
+                    let _ = got.into_body().collect(1 << 20).await;
+                }
+                world.cache.flush().await;
+            } else {
+                world.cache.memory.clear();
+            }
+            world.plan([breaker_open()]);
+            let got = world.get("/shipments").send().await;
+            let what = format!("{name}, in memory: {is_in_memory}");
+            assert_eq!((got.header("seawall-source"), &got.body[..]), ("stale", &b"good"[..]), "{what}");
+        }
+        assert_eq!(world.script.steps.lock().unwrap().len(), 0, "{name}");
+        world.cache.purge(&Which::All, false, false).await.unwrap();
+    }
+    assert!(world.tasks.stop(Duration::from_secs(60)).await);
+}

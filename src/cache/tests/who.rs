@@ -76,6 +76,7 @@ async fn what_is_gone_is_dropped_by_a_healthy_group_only() {
         let got = world.get("/shipments/1").send().await;
         // Healthy: the 404 with freshness of its own is what is known now.
         assert_eq!(got.status, if left == 0 { 404 } else { 200 });
+        assert_eq!(got.header("cache-status").contains("detail=invalidated"), left == 1);
     }
     let world = world();
     world.plan([ok(&[], "good"), answer(410, &[], "gone"), breaker_open()]);
