@@ -4,7 +4,7 @@
 
 # Everything that must hold before a change is taken: 25 minutes from cold on two cores, a few when warm.
 test: tools
-	@ci/steps.sh fmt clippy image deny deploy tests docs release demo peers breaker
+	@ci/steps.sh fmt clippy image deny deploy tests docs release demo peers breaker cache
 
 # The quick half.
 lint:
@@ -14,8 +14,8 @@ lint:
 demo:
 	@ci/steps.sh release demo
 
-# Side by side with plain proxies and with other breakers, full rounds. Figures go to docs/MEASURED.md.
-bench:
+# Side by side with plain proxies, other caches and other breakers, full rounds. Figures go to docs/MEASURED.md.
+bench: tools
 	@ci/steps.sh bench
 
 # All tests with their full counts; an hour and more.

@@ -2,7 +2,7 @@
 # Runs the steps named as arguments, in order, each under its name; ends at the first that fails. A step whose tool is
 # missing fails when CI=true; otherwise it is listed at the end as NOT RUN. Reads nothing from stdin.
 #
-#   ci/steps.sh fmt clippy image deny tests docs release demo peers breaker
+#   ci/steps.sh fmt clippy image deny tests docs release demo peers breaker cache
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -44,7 +44,7 @@ loom() { cargo run --locked --release --manifest-path loom/Cargo.toml --target-d
 docs() { cargo test --locked --doc; }
 
 # With the benchmarks at once, so that all come from one build of the dependencies.
-release() { cargo build --locked --release --bin seawall --bench peers --bench breaker; }
+release() { cargo build --locked --release --bin seawall --bench peers --bench breaker --bench cache; }
 
 demo() { needs timeout && timeout 60 "$target/release/seawall" demo; }
 
@@ -53,7 +53,11 @@ peers() { cargo bench --locked --bench peers -- --short --report-only; }
 
 breaker() { cargo bench --locked --bench breaker -- --short --report-only; }
 
-bench() { cargo bench --locked --bench peers && cargo bench --locked --bench breaker; }
+cache() { cargo bench --locked --bench cache -- --short; }
+
+bench() {
+  cargo bench --locked --bench peers && cargo bench --locked --bench breaker && cargo bench --locked --bench cache
+}
 
 # === Running them ===
 

@@ -22,12 +22,24 @@ has node || packages+=(nodejs)
 has npm || packages+=(npm)
 has systemd-analyze || packages+=(systemd)
 python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
+has varnishd || packages+=(varnish) # what a hit is measured beside
+has nginx || packages+=(nginx-light)
 if ((${#packages[@]})); then
   if has apt-get && [[ $(id -u) == 0 ]]; then
     say "installing ${packages[*]}"
     export DEBIAN_FRONTEND=noninteractive
+    # Debian starts the services that it installs; these are for the benchmarks alone.
+    policy=/usr/sbin/policy-rc.d has_policy=
+    if [[ -e $policy ]]; then
+      has_policy=1
+    else
+      trap 'rm -f "$policy"' EXIT
+      printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"
+    fi
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null; } ||
       say "apt-get could not install ${packages[*]}"
+    [[ $has_policy ]] || rm -f "$policy"
+    trap - EXIT
   else
     say "please install: ${packages[*]} (only root on Debian can do it from here)"
   fi

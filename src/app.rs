@@ -16,7 +16,7 @@ use crate::config::{Diagnostics, Live, ReloadReport, Snapshot, Trigger};
 use crate::context::{BoxFuture, Credential, GroupHealth, Pending, PendingWrites, Settled, Upstream};
 use crate::event;
 use crate::flexport::links::Bases;
-use crate::flexport::routes::WriteClass;
+use crate::flexport::routes::{RoutePolicy, WriteClass};
 use crate::front::{AuthLayer, ContextLayer, Identifier, LimitsLayer, TraceLayer};
 use crate::ids::PartitionId;
 use crate::limit::LimitLayer;
@@ -252,7 +252,10 @@ impl App {
             Listener::new(socket, limits, connections, refused)
         };
         let admin_drain = Drain::new();
-        tasks.spawn("data listener", listener(data_socket, "data").serve(app, data_drain.clone()));
+        tasks.spawn(
+            "data listener",
+            listener(data_socket, "data").passing_interims(is_strict).serve(app, data_drain.clone()),
+        );
         tasks.spawn("admin listener", listener(admin_socket, "admin").serve(admin, admin_drain.clone()));
         spawn_breaker_ticks(&tasks, breakers.clone());
         spawn_event_log(&tasks, &bus);
@@ -269,6 +272,7 @@ impl App {
             status_page.run(source, clock, metrics.clone(), bus.clone(), tasks.cancelled()),
         );
         is_up.store(true, Ordering::Relaxed);
+        tell_overrides(&snapshot);
         tracing::info!(
             data = %data,
             admin = %admin_address,
@@ -623,5 +627,20 @@ impl upstream::Target for ProbeTarget {
                 None => Credential::None,
             }
         })
+    }
+}
+
+/// Tells which routes depart from RFC 9111 §4.2.4 in an outage.
+fn tell_overrides(snapshot: &Snapshot) {
+    let is_overriding =
+        |row: &&Arc<RoutePolicy>| row.cache.as_ref().is_some_and(|cache| cache.overrides_revalidation);
+    let routes: Vec<&str> =
+        snapshot.routes.rows().filter(is_overriding).map(|row| row.template.as_str()).collect();
+    if !routes.is_empty() {
+        tracing::info!(
+            routes = routes.join(" "),
+            "in an outage copies of these routes are served in spite of must-revalidate, no-cache, proxy-revalidate and \
+             s-maxage (override_revalidation)"
+        );
     }
 }

@@ -91,6 +91,13 @@ impl Cpu {
     }
 }
 
+/// A process that this one has started, if there is one.
+pub(crate) fn first_child(pid: u32) -> Result<Option<u32>> {
+    let children =
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).context("the process is gone")?;
+    Ok(children.split_ascii_whitespace().next().and_then(|child| child.parse().ok()))
+}
+
 /// Resident memory of a process, in bytes.
 pub(crate) fn resident(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the measured process is gone")?;

@@ -1,7 +1,8 @@
 //! The child processes: started on their core, waited for until they answer, killed when dropped.
 
+use crate::caches::Product;
 use crate::load;
-use crate::measure::Cores;
+use crate::measure::{self, Cores};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::fmt;
 use std::io::{BufRead as _, BufReader};
@@ -21,6 +22,8 @@ pub(crate) enum Target {
     Peer(SocketAddr),
     /// Seawall's data listener.
     Seawall(SocketAddr),
+    /// Somebody else's cache.
+    Cache(Product, SocketAddr),
 }
 
 /// A child process.
@@ -29,6 +32,8 @@ pub(crate) struct Running {
     /// Where it answers.
     pub(crate) target: Target,
     child: Child,
+    /// Who works, when that is not the child itself.
+    worker: Option<u32>,
     /// Where Seawall's operators ask.
     admin: Option<SocketAddr>,
     /// Its configuration and data; removed with it.
@@ -41,7 +46,7 @@ impl Target {
     /// Where requests go.
     pub(crate) fn address(&self) -> SocketAddr {
         match self {
-            Self::Peer(address) | Self::Seawall(address) => *address,
+            Self::Peer(address) | Self::Seawall(address) | Self::Cache(_, address) => *address,
         }
     }
 
@@ -56,6 +61,7 @@ impl fmt::Display for Target {
         match self {
             Self::Peer(address) => write!(f, "the peer at {address}"),
             Self::Seawall(address) => write!(f, "seawall at {address}"),
+            Self::Cache(product, address) => write!(f, "{} at {address}", product.name()),
         }
     }
 }
@@ -69,7 +75,7 @@ impl Running {
         command.args(["role", role, argument]).stdout(Stdio::piped());
         let child = spawn(command, core, cores)?;
         let target = Target::Peer((Ipv4Addr::LOCALHOST, 0).into());
-        let mut running = Self { target, child, admin: None, _folder: None };
+        let mut running = Self { target, child, worker: None, admin: None, _folder: None };
         let out = running.child.stdout.take().context("stdout is piped")?;
         let mut line = String::new();
         BufReader::new(out).read_line(&mut line)?;
@@ -110,10 +116,38 @@ impl Running {
         }
         command.env("TOKIO_WORKER_THREADS", "1").stdout(Stdio::null());
         let child = spawn(command, cores.measured, cores)?;
-        let mut running =
-            Self { target: Target::Seawall(data), child, admin: Some(admin), _folder: Some(folder) };
+        let mut running = Self {
+            target: Target::Seawall(data),
+            child,
+            worker: None,
+            admin: Some(admin),
+            _folder: Some(folder),
+        };
         running.wait_until_ready(admin).await?;
         Ok(running)
+    }
+
+    /// Somebody else's cache in front of `upstream`, on the measured core; nothing where it is not installed.
+    pub(crate) async fn cache(product: Product, upstream: &Target, cores: Cores) -> Result<Option<Self>> {
+        if !product.is_installed() {
+            return Ok(None);
+        }
+        let folder = tempfile::tempdir()?;
+        let (address, _) = two_free_addresses()?;
+        let command = product.command(folder.path(), address, upstream.address())?;
+        let child = spawn(command, cores.measured, cores)?;
+        let target = Target::Cache(product, address);
+        let mut running = Self { target, child, worker: None, admin: None, _folder: Some(folder) };
+        let deadline = Instant::now() + START;
+        while load::connect(address).await.is_err() {
+            if let Some(status) = running.child.try_wait()? {
+                bail!("{} ended before it answered: {status}", product.name());
+            }
+            ensure!(Instant::now() < deadline, "{} did not answer after {START:?}", product.name());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        running.worker = measure::first_child(running.child.id())?;
+        Ok(Some(running))
     }
 
     /// Forces a breaker of Seawall open, by its own command.
@@ -130,9 +164,9 @@ impl Running {
         Ok(())
     }
 
-    /// Its process id.
+    /// The process that does the work.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.worker.unwrap_or_else(|| self.child.id())
     }
 
     async fn wait_until_ready(&mut self, admin: SocketAddr) -> Result<()> {

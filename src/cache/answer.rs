@@ -26,13 +26,15 @@ use crate::http::delivery::{self, Delivery, Refusal};
 use crate::http::headers::{
     CACHE_STATUS, SEAWALL_DATA_AS_OF, SEAWALL_PENDING_WRITES, SEAWALL_SOURCE, SEAWALL_STALE_REASON,
 };
+use crate::http::range::Part;
 use bytes::Bytes;
 use http::header::{
     AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    DATE, EXPIRES, RETRY_AFTER, VARY,
+    DATE, ETAG, EXPIRES, LAST_MODIFIED, RETRY_AFTER, VARY,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
+use std::ops::Range;
 use std::time::Duration;
 
 /// Why a stale copy is served.
@@ -426,6 +428,12 @@ impl Cache {
         *response.headers_mut() = entry.head_from(source);
         if is_unchanged {
             shorten(&mut response);
+        } else {
+            match read.part_of(entry, now.at) {
+                Part::Whole => {}
+                Part::Bytes(range) => cut(&mut response, &entry.body, range),
+                Part::Unsatisfiable => refuse_range(&mut response, entry.body.len()),
+            }
         }
         self.tell_pending(read, response.headers_mut());
         response
@@ -448,6 +456,31 @@ fn unless_unchanged(read: &Read, response: Response<Body>, now: &Confirmed) -> R
     let mut response = response.map(|_| Body::empty());
     shorten(&mut response);
     response
+}
+
+/// Makes a 206 of it (RFC 9110 §15.3.7).
+fn cut(response: &mut Response<Body>, whole: &Bytes, range: Range<usize>) {
+    let said = format!("bytes {}-{}/{}", range.start, range.end - 1, whole.len());
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_RANGE, HeaderValue::try_from(said).expect("letters and digits"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(range.len()));
+    *response.body_mut() = Body::from(whole.slice(range));
+}
+
+/// Makes a 416 of it (RFC 9110 §15.5.17).
+fn refuse_range(response: &mut Response<Body>, length: usize) {
+    *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+    let headers = response.headers_mut();
+    for name in [CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED] {
+        headers.remove(name);
+    }
+    headers.insert(
+        CONTENT_RANGE,
+        HeaderValue::try_from(format!("bytes */{length}")).expect("letters and digits"),
+    );
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+    *response.body_mut() = Body::empty();
 }
 
 /// Makes a 304 of it (RFC 9110 §15.4.5): without what describes a content that is not sent.

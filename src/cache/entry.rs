@@ -6,6 +6,7 @@
 
 use super::invalidate::{Moment, Names};
 use super::policy::{self, Facts};
+use super::selection;
 use crate::clock;
 use crate::flexport::routes::RoutePolicy;
 use crate::http::headers::{self, CACHE_STATUS, SEAWALL_SOURCE};
@@ -150,11 +151,15 @@ impl Entry {
     }
 
     /// The same answer, confirmed by a 304 (RFC 9111 §3.2): the fields of the 304 replace those of the same name,
-    /// but for those that describe the content it did not bring.
-    pub(crate) fn renewed(&self, mut fresh: HeaderMap, now: Timestamp) -> HeaderMap {
+    /// but for those that describe the content it did not bring. A `Set-Cookie` is for one caller, unless the rules say
+    /// that it is kept like any other field.
+    pub(crate) fn renewed(&self, mut fresh: HeaderMap, now: Timestamp, keeps_cookies: bool) -> HeaderMap {
         let mut head = self.head.to_map(4);
-        for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, SET_COOKIE] {
+        for name in [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE] {
             fresh.remove(name);
+        }
+        if !keeps_cookies {
+            fresh.remove(SET_COOKIE);
         }
         if !fresh.contains_key(DATE) {
             fresh.insert(DATE, date::http_date(now));
@@ -168,7 +173,12 @@ impl Entry {
 
     /// Whether it is an answer to a request with these fields.
     pub(crate) fn is_selected_by(&self, asked: Asked<'_>) -> bool {
-        self.selecting.iter().all(|(name, values)| asked.values(name).eq(values.iter()))
+        let is_same = |name: &HeaderName, values: &[HeaderValue]| {
+            asked.values(name).eq(values.iter())
+                || (asked.values(name).next().is_some()
+                    && selection::is_same(name, asked.values(name), values))
+        };
+        self.selecting.iter().all(|(name, values)| is_same(name, values))
     }
 
     /// Whether the upstream can be asked if it has changed.
@@ -187,12 +197,25 @@ impl Entry {
         }
     }
 
-    /// Whether a 304 with these fields speaks of another copy than this one.
+    /// Whether a 304 with these fields speaks of another copy than this one (RFC 9111 §4.3.4). By the weak comparison: a
+    /// proxy on the way may have made a strong tag weak, or left it.
     pub(crate) fn is_contradicted_by(&self, fresh: &HeaderMap) -> bool {
         match (self.head.get(&ETAG), fresh.get(ETAG)) {
             (Some(ours), Some(theirs)) => !policy::is_same_tag(ours.as_bytes(), theirs.as_bytes()),
             _ => false,
         }
+    }
+
+    /// Whether the 200 to a HEAD may speak of this copy (RFC 9111 §4.3.5): its validators and its length are ours.
+    pub(crate) fn is_described_by(&self, head: &HeaderMap) -> bool {
+        let has_same =
+            |name: &HeaderName| head.get(name).is_none_or(|theirs| self.head.get(name) == Some(theirs));
+        let length =
+            head.get(CONTENT_LENGTH).map(|length| length.to_str().ok().and_then(|text| text.parse().ok()));
+        self.status == StatusCode::OK
+            && has_same(&ETAG)
+            && has_same(&LAST_MODIFIED)
+            && length.is_none_or(|length| length == Some(self.body.len()))
     }
 
     /// The request fields that `Vary` names, with the values that selected it.

@@ -241,6 +241,9 @@ impl Cache {
             if self.has_left(read, parts.status) && !self.is_strict {
                 self.objects.lacks(read, Instant::now());
             }
+            if read.is_head && self.is_strict && parts.status == StatusCode::OK {
+                self.freshen(errand, &parts.headers, asked_at);
+            }
             let limit = read.context.config.settings.cache.max_object.0;
             // What answers a HEAD, and a 304, names the length of a content that does not come.
             let length = if read.is_head || parts.status == StatusCode::NOT_MODIFIED {
@@ -381,12 +384,12 @@ impl Cache {
         now: Confirmed,
     ) -> Outcome {
         let read = &*errand.read;
-        let head = old.renewed(fresh, now.at);
+        let head = old.renewed(fresh, now.at, read.terms.keeps_cookies);
         let verdict =
             policy::keep(old.status, &head, read.has_credential(), asked_at.at, now.at, &read.terms);
         let (facts, may_keep) = match verdict {
             Ok(facts) => (facts, true),
-            Err(_) => (policy::Facts::of(&head, asked_at.at, now.at, &read.terms), false),
+            Err(_) => (policy::Facts::of(old.status, &head, asked_at.at, now.at, &read.terms), false),
         };
         if !may_keep {
             self.forget(&read.key, Some(old));
@@ -406,6 +409,38 @@ impl Cache {
         let entry = Arc::new(entry);
         let is_kept = may_keep && self.put(errand, &entry);
         Outcome::Answer(Answer::Entry { entry, is_kept, is_confirmed: true })
+    }
+
+    /// Renews the stored answer to GET by what a HEAD got, or asks for it anew when that speaks of another one (RFC 9111
+    /// §4.3.5). Only where nothing is rewritten: else neither length nor digest would tell.
+    fn freshen(&self, errand: &Errand, head: &HeaderMap, asked_at: Confirmed) {
+        let read = &*errand.read;
+        let Some(variants) = self.memory.peek(&read.key) else { return };
+        let Some(old) = variants.selected(read.asked()) else { return };
+        let now = self.now();
+        let (head, facts, confirmed, began, asked_at) = if old.is_described_by(head) {
+            let head = old.renewed(head.clone(), now.at, read.terms.keeps_cookies);
+            let verdict =
+                policy::keep(old.status, &head, read.has_credential(), asked_at.at, now.at, &read.terms);
+            let Ok(facts) = verdict else { return self.forget(&read.key, Some(old)) };
+            (head, facts, now, errand.began, asked_at.monotonic)
+        } else {
+            let facts = Facts { no_cache: true, ..old.facts.clone() };
+            (old.head.to_map(0), facts, old.confirmed, old.began, old.asked_at)
+        };
+        let entry = Entry::new(
+            old.status,
+            &head,
+            old.body.clone(),
+            facts,
+            confirmed,
+            asked_at,
+            began,
+            errand.names,
+            old.about.clone(),
+            read.asked(),
+        );
+        self.memory.put(read.key, Arc::new(entry), read.asked(), || ());
     }
 
     /// Whether an answer says that something is not there any more. A failing upstream may well say so of what is: then
@@ -500,7 +535,7 @@ impl Cache {
         {
             let selected = || {
                 let variants = self.memory.peek(&read.key)?;
-                variants.iter().find(|old| old.is_selected_by(read.asked())).cloned()
+                variants.selected(read.asked()).cloned()
             };
             let is_newer = |old: &Arc<Entry>| old.asked_at > asked_at.monotonic;
             match selected() {

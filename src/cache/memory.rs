@@ -60,6 +60,17 @@ impl Variants {
         Self { newest, older: older.peek().is_some().then(|| older.collect()) }
     }
 
+    /// The newest that fits a request. One that `Vary` selects goes before one without it, which may be an origin's
+    /// default that lacks the field by mistake (RFC 9111 §4.1).
+    pub(crate) fn selected(&self, asked: Asked<'_>) -> Option<&Arc<Entry>> {
+        let mut fitting = self.iter().filter(|entry| entry.is_selected_by(asked));
+        let first = fitting.next()?;
+        if self.older.is_none() || !first.selecting().is_empty() {
+            return Some(first);
+        }
+        fitting.find(|entry| !entry.selecting().is_empty()).or(Some(first))
+    }
+
     /// Newest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         std::iter::once(&self.newest).chain(self.older.iter().flat_map(|older| older.iter()))

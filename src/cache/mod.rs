@@ -35,6 +35,7 @@ mod objects;
 mod policy;
 mod refusals;
 mod rest;
+mod selection;
 mod service;
 mod tier;
 mod warm;

@@ -446,7 +446,7 @@ impl Cache {
 
     fn in_memory(&self, read: &Read, page: &Page) -> Option<Arc<Entry>> {
         let variants = self.memory.peek(&page.key)?;
-        variants.iter().find(|entry| entry.is_selected_by(read.asked())).cloned()
+        variants.selected(read.asked()).cloned()
     }
 
     /// Whether it is known what stands on a page. What memory has lost since is still what it was.

@@ -5,7 +5,8 @@
 //!
 //! Two deliberate readings:
 //! - **A successful answer that names no freshness is kept and never fresh** (unless the route has a `ttl`): there
-//!   is no guessing by heuristic, every read asks, and the copy is there for the outage.
+//!   is no guessing by heuristic, every read asks, and the copy is there for the outage. Only the strict profile
+//!   guesses, a tenth of the time since the last change, as RFC 9111 §4.2.2 proposes.
 //! - **Stale in an outage against `must-revalidate`, `no-cache`, `proxy-revalidate`, `s-maxage`** is what RFC 9111
 //!   §4.2.4 forbids; it happens only where the route says `override_revalidation`, and never for `no-store`, which
 //!   is not kept at all.
@@ -41,6 +42,10 @@ pub(crate) struct Terms {
     pub(crate) is_shared: bool,
     /// Whether any status with explicit freshness is kept.
     pub(crate) keeps_any_status: bool,
+    /// Whether answers with `Set-Cookie` are kept, as RFC 9111 §7.3 has it.
+    pub(crate) keeps_cookies: bool,
+    /// Whether freshness is guessed where nothing names it (RFC 9111 §4.2.2).
+    pub(crate) guesses_freshness: bool,
 }
 
 /// What the request asks of the cache.
@@ -140,6 +145,8 @@ impl Terms {
             overrides_revalidation: route.overrides_revalidation,
             is_shared: false,
             keeps_any_status: false,
+            keeps_cookies: false,
+            guesses_freshness: false,
         }
     }
 
@@ -152,6 +159,8 @@ impl Terms {
             overrides_revalidation: false,
             is_shared: true,
             keeps_any_status: true,
+            keeps_cookies: true,
+            guesses_freshness: true,
         }
     }
 }
@@ -181,8 +190,14 @@ impl Ask {
 
 impl Facts {
     /// Reads an answer that was asked for at `asked_at` and came at `now`.
-    pub(crate) fn of(headers: &HeaderMap, asked_at: Timestamp, now: Timestamp, terms: &Terms) -> Self {
-        Said::of(headers).facts(headers, asked_at, now, terms)
+    pub(crate) fn of(
+        status: StatusCode,
+        headers: &HeaderMap,
+        asked_at: Timestamp,
+        now: Timestamp,
+        terms: &Terms,
+    ) -> Self {
+        Said::of(headers).facts(status, headers, asked_at, now, terms)
     }
 
     /// What another process kept is never fresh.
@@ -292,7 +307,14 @@ impl Said {
         }
     }
 
-    fn facts(&self, headers: &HeaderMap, asked_at: Timestamp, now: Timestamp, terms: &Terms) -> Facts {
+    fn facts(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        asked_at: Timestamp,
+        now: Timestamp,
+        terms: &Terms,
+    ) -> Facts {
         let directives = &self.directives;
         let explicit = if self.is_targeted {
             directives.s_maxage.filter(|_| terms.is_shared).or(directives.max_age)
@@ -301,8 +323,14 @@ impl Said {
         };
         // Those that name fields count for the whole: what is served without them would be another answer.
         let no_cache = directives.no_cache.is_present();
+        let guessed = || {
+            let may_guess = terms.guesses_freshness && (directives.public || is_guessable(status));
+            may_guess.then(|| cache_control::guessed_lifetime(headers, now)).flatten()
+        };
         Facts {
-            lifetime: explicit.unwrap_or(if no_cache { Duration::ZERO } else { terms.ttl }),
+            lifetime: explicit
+                .or_else(|| if no_cache { Some(Duration::ZERO) } else { guessed() })
+                .unwrap_or(terms.ttl),
             is_explicit: explicit.is_some(),
             initial_age: cache_control::initial_age(headers, asked_at, now),
             came_with_age: headers.contains_key(AGE),
@@ -365,10 +393,14 @@ pub(crate) fn keep(
     let said = Said::of(headers);
     let directives = &said.directives;
     // RFC 9111 §5.2.2.3: who knows the status may pass over the `no-store` that is there for others.
-    if directives.no_store && !(terms.keeps_any_status && directives.must_understand && status.is_success()) {
+    let is_understood = directives.must_understand && is_known(status);
+    if directives.no_store && !(terms.keeps_any_status && is_understood) {
         return Err(Unkept::NoStore);
     }
-    if headers.contains_key(SET_COOKIE) {
+    if directives.must_understand && !is_understood {
+        return Err(Unkept::Status);
+    }
+    if headers.contains_key(SET_COOKIE) && !terms.keeps_cookies {
         return Err(Unkept::SetCookie);
     }
     if terms.is_shared {
@@ -380,14 +412,31 @@ pub(crate) fn keep(
     if names_any(headers) {
         return Err(Unkept::VaryAny);
     }
-    let facts = said.facts(headers, asked_at, now, terms);
+    let facts = said.facts(status, headers, asked_at, now, terms);
+    let has_freshness = facts.is_explicit || terms.guesses_freshness && !facts.lifetime.is_zero();
     let is_kept = match status.as_u16() {
         200 => true,
-        206 | 304 | 0..=199 => false,
-        203 | 204 | 300 | 301 | 308 | 404 | 410 => facts.is_explicit,
-        _ => terms.keeps_any_status && facts.is_explicit,
+        // Parts, and what tells of a part only.
+        206 | 304 | 416 | 0..=199 => false,
+        203 | 204 | 300 | 301 | 308 | 404 | 410 => has_freshness,
+        _ => terms.keeps_any_status && has_freshness,
     };
     if is_kept { Ok(facts) } else { Err(Unkept::Status) }
+}
+
+/// Whether we know what a status means, so that `must-understand` is satisfied: all that are registered for a final
+/// answer with a meaning of its own.
+fn is_known(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        200..=205 | 207 | 208 | 226 | 300..=303 | 307 | 308 | 400..=417 | 421..=426 | 428 | 429 | 431 | 451
+            | 500..=508 | 511
+    )
+}
+
+/// The statuses for which freshness may be guessed without a word of the origin (RFC 9110 §15.1).
+fn is_guessable(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
 /// How long a stale copy is overdue, as `ttl` says it: rounded up, at most −1.
@@ -433,7 +482,9 @@ pub(crate) fn is_unchanged<'a>(
             .any(|member| member == b"*" || tag.is_some_and(|tag| is_same_tag(member, tag)));
     }
     let date_of = |value: &HeaderValue| date::parse(value.as_bytes(), now);
-    let Some(since) = asked.get(IF_MODIFIED_SINCE).and_then(date_of) else { return false };
+    // A date that came twice, or is none, is no condition (RFC 9110 §13.1.3).
+    let mut dates = asked.get_all(IF_MODIFIED_SINCE).iter();
+    let (Some(since), None) = (dates.next().and_then(date_of), dates.next()) else { return false };
     stored(&LAST_MODIFIED).or_else(|| stored(&DATE)).and_then(date_of).is_some_and(|at| at <= since)
 }
 

@@ -21,15 +21,18 @@ use crate::flexport::incremental::is_incremental;
 use crate::http::cache_status::{Forward, Member};
 use crate::http::delivery::{self, Class, Delivery};
 use crate::http::headers::{self, FLEXPORT_VERSION, SEAWALL_SOURCE, TRACEPARENT, X_REQUEST_ID};
+use crate::http::interim::Interim;
+use crate::http::range::{self, Part};
+use crate::http::reference;
 use crate::http::{Body, Present};
 use crate::ids::PartitionId;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, IF_MATCH,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE,
+    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, RANGE, RETRY_AFTER,
     TRANSFER_ENCODING, USER_AGENT,
 };
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use jiff::Timestamp;
 use std::future::Future;
@@ -76,6 +79,8 @@ pub(crate) struct Read {
     pub(crate) headers: HeaderMap,
     /// Whether all end-to-end fields are forwarded, and `Vary` tells which of them matter.
     is_strict: bool,
+    /// Where interim responses go: only to the one caller that a fill has in the strict profile.
+    interim: Option<Interim>,
 }
 
 /// What the cache has for a read that has to be forwarded.
@@ -200,6 +205,20 @@ impl Read {
         self.context.present.has(Present::CONDITIONAL) && policy::is_unchanged(&self.headers, stored, now)
     }
 
+    /// Which part of a copy the caller asks for. Where links are rewritten it gets the whole: its offsets are those of
+    /// other bytes.
+    pub(crate) fn part_of(&self, entry: &Entry, now: Timestamp) -> Part {
+        let may_be_part = self.context.present.has(Present::CONDITIONAL)
+            && !self.is_head
+            && entry.status == StatusCode::OK
+            && self.headers.contains_key(RANGE)
+            && (self.is_strict || !headers::is_json(entry.head.get(&CONTENT_TYPE)));
+        if !may_be_part {
+            return Part::Whole;
+        }
+        range::asked(&self.headers, |name| entry.head.get(name), entry.body.len(), now)
+    }
+
     /// The key of another target that is asked for with the same fields.
     pub(crate) fn key_of(&self, target: &str) -> Key {
         key_of(&self.context, self.partition, target, &self.headers, self.is_strict)
@@ -215,8 +234,12 @@ impl Read {
         let mut headers = if self.is_strict {
             let mut headers = self.headers.clone();
             headers::strip_for_upstream(&mut headers);
-            for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
-                headers.remove(name);
+            // With a copy at hand it is the whole of that which is asked about; without one, the caller's own question
+            // goes forward.
+            if base.is_some() {
+                for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
+                    headers.remove(name);
+                }
             }
             headers
         } else {
@@ -241,6 +264,9 @@ impl Read {
         *request.method_mut() = if self.is_head { Method::HEAD } else { Method::GET };
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
+        if let Some(interim) = &self.interim {
+            request.extensions_mut().insert(interim.clone());
+        }
         request
     }
 }
@@ -278,7 +304,7 @@ impl Cache {
             return Err((request, Forward::Bypass));
         }
         let context = context.clone();
-        let (parts, _) = request.into_parts();
+        let (mut parts, _) = request.into_parts();
         let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let key = key_of(&context, partition, target.as_str(), &parts.headers, self.is_strict);
         let mut ask = if present.has(Present::CACHE) || present.has(Present::OURS) {
@@ -298,6 +324,7 @@ impl Cache {
             uri: Uri::from(target),
             headers: parts.headers,
             is_strict: self.is_strict,
+            interim: parts.extensions.remove().filter(|_| self.is_strict),
         })
     }
 
@@ -310,7 +337,7 @@ impl Cache {
             Look::Forward(Found { entry: None, forward: Forward::Bypass, purges, is_refused: true })
         } else if let Some(variants) = self.memory.get(&read.key) {
             let asked = read.asked();
-            match variants.iter().find(|entry| entry.is_selected_by(asked)) {
+            match variants.selected(asked) {
                 None => found(None, Forward::VaryMiss),
                 Some(entry) => {
                     let now = self.now();
@@ -385,6 +412,7 @@ impl Cache {
             return;
         }
         read.is_head = false;
+        read.interim = None;
         let names = self.names(&read);
         let began = self.marks.moment();
         let is_outdated = |moment| self.marks.is_outdated(names, moment);
@@ -667,13 +695,16 @@ where
     };
     if let Some(call) = &unsafe_call
         && !is_ours
-        && may_have_acted(&result)
+        && may_have_acted(&result, cache.is_strict)
     {
         call.invalidate();
         if let Ok(response) = &result {
             for name in [LOCATION, CONTENT_LOCATION] {
-                if let Some(path) = own_path(response.headers().get(name), &context.config.public_url) {
-                    cache.marks.path(partition, path);
+                let named = response.headers().get(name).and_then(|value| value.to_str().ok());
+                let path = named
+                    .and_then(|named| reference::own_path(named, &context.config.public_url, &call.path));
+                if let Some(path) = path {
+                    cache.marks.path(partition, &path);
                 }
             }
         }
@@ -716,8 +747,12 @@ fn tell_passed(mut response: Response<Body>, forward: Forward, is_ours: bool) ->
 }
 
 /// Whether an unsafe request may have changed anything: RFC 9111 §4.4 asks for it on a success; what is not known
-/// counts as one.
-fn may_have_acted(result: &Result<Response<Body>, ProxyError>) -> bool {
+/// counts as one. So does an error of the server, which may have come after the act; only the strict profile takes the
+/// RFC by the letter there.
+fn may_have_acted(result: &Result<Response<Body>, ProxyError>, is_strict: bool) -> bool {
+    if is_strict && result.as_ref().is_ok_and(|response| response.status().is_server_error()) {
+        return false;
+    }
     let delivery = delivery::of(match result {
         Ok(response) => Ok((response.status(), response.headers())),
         Err(error) => Err(error),
@@ -729,11 +764,4 @@ fn may_have_acted(result: &Result<Response<Body>, ProxyError>) -> bool {
         Delivery::Ambiguous(_) => true,
         Delivery::NotSent(_) | Delivery::Refused(_) | Delivery::Answered(_) => false,
     }
-}
-
-/// The path of a URL of ours; another origin's URLs say nothing of our copies.
-fn own_path<'a>(value: Option<&'a HeaderValue>, public_url: &str) -> Option<&'a str> {
-    let text = value?.to_str().ok()?;
-    let path = text.strip_prefix(public_url).unwrap_or(text);
-    (path.starts_with('/') && !path.starts_with("//")).then_some(path)
 }

@@ -182,7 +182,7 @@ impl Cache {
         let found = timeout_at(until, disk.find(key)).await.map_err(|_| Unread)?;
         let present = || {
             let variants = self.memory.peek(key)?;
-            variants.iter().find(|one| one.is_selected_by(asked)).cloned()
+            variants.selected(asked).cloned()
         };
         // Another who waited for the same, or the upstream, was quicker.
         let mut selected = present();
@@ -235,6 +235,9 @@ impl Cache {
 
     /// Whether this token may be served what is not fresh: its own last success is not too long ago.
     pub(crate) fn is_proven(&self, read: &Read) -> bool {
+        if self.is_strict {
+            return true;
+        }
         let token = self.refusals.token(&read.context.identity().credential);
         let window = *read.context.config.settings.cache.stale_auth_window;
         self.refusals.is_proven(read.partition, token, self.clock.now().as_second(), window)
@@ -249,6 +252,10 @@ impl Cache {
         status: StatusCode,
         asked_at: Instant,
     ) {
+        // What all callers share is theirs by the word of the origin (RFC 9111 §3.5), whatever became of one token.
+        if self.is_strict {
+            return;
+        }
         match status.as_u16() {
             401 | 403 => {
                 let key = key.filter(|_| status == StatusCode::FORBIDDEN);

@@ -4,11 +4,15 @@
 //! Where a field is unclear, the reading that keeps less is taken: a number that is none is 0, of two that conflict
 //! the smaller counts, an argument that cannot be read restricts everything. Names are compared without regard to
 //! case, an argument may be a token or a string, more than 2^31 seconds are 2^31, unknown directives are skipped.
-//! There is no heuristic freshness: who says nothing gets none.
+//! Freshness is guessed only by who asks for a guess ([`guessed_lifetime`]).
+//!
+//! A targeted field (RFC 9213) is a structured dictionary (RFC 9651): one that is none, or in which a directive that
+//! we know has a value of the wrong kind, counts as absent as a whole.
 
+use super::structured::{self, Item};
 use super::{date, headers};
 use crate::clock;
-use http::header::{AGE, CACHE_CONTROL, DATE, EXPIRES, HeaderMap, HeaderName, PRAGMA};
+use http::header::{AGE, CACHE_CONTROL, DATE, EXPIRES, HeaderMap, HeaderName, LAST_MODIFIED, PRAGMA};
 use jiff::Timestamp;
 use std::borrow::Cow;
 use std::time::Duration;
@@ -101,10 +105,52 @@ impl ResponseDirectives {
     }
 
     /// What a field for one kind of cache says, such as `CDN-Cache-Control` (RFC 9213): where it is present, it stands
-    /// in for `Cache-Control` and `Expires`. `None` when it is absent or empty.
+    /// in for `Cache-Control` and `Expires`. `None` when it is absent, empty or malformed.
     pub fn parse_targeted(headers: &HeaderMap, field: &HeaderName) -> Option<Self> {
-        directives(headers, field).next()?;
-        Some(Self::parse_field(headers, field))
+        let mut all = Self::default();
+        for (key, value) in structured::dictionary(headers, field)? {
+            let seconds = |known: &mut Option<Duration>| match value {
+                // More than 2^31 seconds are 2^31; what is below zero is no time at all.
+                Item::Integer(number) => {
+                    *known = Some(Duration::from_secs(number.max(0) as u64).min(MOST));
+                    Some(())
+                }
+                _ => None,
+            };
+            let flag = |known: &mut bool| match value {
+                Item::Boolean(is_set) => {
+                    *known = is_set;
+                    Some(())
+                }
+                _ => None,
+            };
+            let restriction = |known: &mut Restriction| {
+                *known = match &value {
+                    Item::Boolean(true) => Restriction::Whole,
+                    Item::Boolean(false) => Restriction::Absent,
+                    Item::Text(names) => Restriction::of(names),
+                    Item::Integer(_) | Item::Other => return None,
+                };
+                Some(())
+            };
+            match key {
+                b"max-age" => seconds(&mut all.max_age)?,
+                b"s-maxage" => seconds(&mut all.s_maxage)?,
+                b"stale-while-revalidate" => seconds(&mut all.stale_while_revalidate)?,
+                b"stale-if-error" => seconds(&mut all.stale_if_error)?,
+                b"no-cache" => restriction(&mut all.no_cache)?,
+                b"private" => restriction(&mut all.private)?,
+                b"no-store" => flag(&mut all.no_store)?,
+                b"must-revalidate" => flag(&mut all.must_revalidate)?,
+                b"proxy-revalidate" => flag(&mut all.proxy_revalidate)?,
+                b"public" => flag(&mut all.public)?,
+                b"immutable" => flag(&mut all.immutable)?,
+                b"must-understand" => flag(&mut all.must_understand)?,
+                b"no-transform" => flag(&mut all.no_transform)?,
+                _ => {}
+            }
+        }
+        Some(all)
     }
 
     fn parse_field(headers: &HeaderMap, field: &HeaderName) -> Self {
@@ -179,6 +225,17 @@ impl Restriction {
         *self != Self::Absent
     }
 
+    /// Of a list of field names; of what is none, the whole response.
+    fn of(names: &[u8]) -> Self {
+        let names: Option<Vec<HeaderName>> = names
+            .split(|byte| *byte == b',')
+            .map(<[u8]>::trim_ascii)
+            .filter(|name| !name.is_empty())
+            .map(|name| HeaderName::from_bytes(name).ok())
+            .collect();
+        names.filter(|names| !names.is_empty()).map_or(Self::Whole, Self::Fields)
+    }
+
     fn restrict(&mut self, more: Self) {
         *self = match (std::mem::take(self), more) {
             (Self::Fields(mut fields), Self::Fields(more)) => {
@@ -232,13 +289,7 @@ impl<'a> Directive<'a> {
 
     fn restriction(&self) -> Restriction {
         let Argument::Text(text) = &self.argument else { return Restriction::Whole };
-        let names: Option<Vec<HeaderName>> = text
-            .split(|byte| *byte == b',')
-            .map(<[u8]>::trim_ascii)
-            .filter(|name| !name.is_empty())
-            .map(|name| HeaderName::from_bytes(name).ok())
-            .collect();
-        names.filter(|names| !names.is_empty()).map_or(Restriction::Whole, Restriction::Fields)
+        Restriction::of(text)
     }
 }
 
@@ -301,6 +352,17 @@ fn expires_in(headers: &HeaderMap, response_time: Timestamp) -> Option<Duration>
         date::parse(first.as_bytes(), response_time)
             .map_or(Duration::ZERO, |until| clock::since(until, from)),
     )
+}
+
+/// The longest time that is guessed.
+const LONGEST_GUESS: Duration = Duration::from_secs(24 * 3600);
+
+/// A guess at how long a response stays fresh that does not say it (RFC 9111 §4.2.2): a tenth of the time for which it
+/// had not changed when it was sent, at most a day. `None` when it does not tell when it changed.
+pub fn guessed_lifetime(headers: &HeaderMap, response_time: Timestamp) -> Option<Duration> {
+    let modified = date::parse(headers.get(LAST_MODIFIED)?.as_bytes(), response_time)?;
+    let sent = date_of(headers, response_time).unwrap_or(response_time);
+    Some((clock::since(sent, modified) / 10).min(LONGEST_GUESS))
 }
 
 /// `Date`, when it is one.

@@ -9,10 +9,14 @@ pub mod delivery;
 pub mod fields;
 pub mod headers;
 pub mod idempotency;
+pub(crate) mod interim;
 pub mod origin;
 pub mod prefer;
 pub mod present;
+pub(crate) mod range;
+pub(crate) mod reference;
 pub mod retry_after;
+pub(crate) mod structured;
 pub mod traceparent;
 
 pub use body::{Body, BodyError};

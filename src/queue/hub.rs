@@ -27,7 +27,7 @@ use crate::context::{
 use crate::error::ProxyError;
 use crate::event::{Bus, Kind};
 use crate::flexport::routes::RoutePolicy;
-use crate::http::{Body, delivery};
+use crate::http::{Body, BodyError, delivery};
 use crate::ids::{PartitionId, WriteId};
 use crate::store::{Batch, Store, StoreError};
 use crate::task::Tasks;
@@ -412,9 +412,11 @@ impl Queue {
         // who had no time.
         let whole_until = (!call.is_hurried).then(|| WholeUntil::new(call.deadline));
         call.whole_until.clone_from(&whole_until);
+        // Such a caller is answered in time all the same.
+        let hurry = call.is_hurried.then_some(call.deadline);
         let mut task = tokio::spawn(async move {
             let response = upstream.oneshot(UpstreamRequest { request, call }).await?;
-            let answer = read_answer(response).await;
+            let answer = read_answer(response, hurry).await;
             if let (Ok(Answer { body: Read::Long(_), .. }), Some(whole_until)) = (&answer, whole_until) {
                 // It goes to a caller, who may read as slowly as it wants.
                 whole_until.lift();
@@ -766,9 +768,14 @@ impl std::fmt::Debug for Queue {
 }
 
 /// The answer with its body, as far as it may be kept. One that ends too early is no answer, where it would be final.
-async fn read_answer(response: http::Response<Body>) -> Result<Answer, ProxyError> {
+async fn read_answer(response: http::Response<Body>, until: Option<Instant>) -> Result<Answer, ProxyError> {
     let (parts, body) = response.into_parts();
-    match buffer::read(body, MAX_ANSWER as u64, |_| true).await {
+    let read = buffer::read(body, MAX_ANSWER as u64, |_| true);
+    let read = match until {
+        Some(until) => tokio::time::timeout_at(until, read).await.unwrap_or(Err(BodyError::Stopped)),
+        None => read.await,
+    };
+    match read {
         Ok(body) => Ok(Answer { parts, body }),
         Err(error) => {
             match delivery::of_answer(parts.status, parts.headers.contains_key(header::RETRY_AFTER)) {

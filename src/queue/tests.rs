@@ -12,7 +12,7 @@ use crate::error::ProxyError;
 use crate::event::Bus;
 use crate::flexport::problem::Asked;
 use crate::flexport::routes::{RoutePolicy, RouteTable, built_in};
-use crate::http::{Body, Present};
+use crate::http::{Body, BodyError, Present};
 use crate::ids::{OwnerId, PartitionId, WriteId};
 use crate::store::{MemStore, Store, Tree};
 use crate::task::Tasks;
@@ -20,7 +20,9 @@ use crate::telemetry::Metrics;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -51,8 +53,25 @@ enum Act {
     Fail(ProxyError),
     /// Sent, and held until notified, and then answered with 200.
     Hold(Arc<Notify>),
+    /// Sent, answered with 200, and then the body stands still.
+    Stall,
     /// Sent, and then a bug.
     Panic,
+}
+
+/// A body of which nothing comes.
+struct Stalled;
+
+impl http_body::Body for Stalled {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, BodyError>>> {
+        Poll::Pending
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -141,6 +160,7 @@ impl World {
                 gate.notified().await;
                 Ok(Response::new(Body::from("{}")))
             }
+            Act::Stall => Ok(Response::new(Body::new(Stalled))),
             Act::Panic => panic!("a bug in the upstream"),
         }
     }

@@ -6,6 +6,7 @@
 //! The end lingers: a socket that is closed with something unread in it is reset, and the reset overtakes the answer
 //! that says why (RFC 9112 §9.6).
 
+use crate::http::interim::Interims;
 use hyper::rt::ReadBufCursor;
 use hyper_util::rt::TokioIo;
 use std::future::Future;
@@ -57,6 +58,12 @@ pub(crate) struct Stream {
     read_timer: Option<Pin<Box<Sleep>>>,
     write_timer: Option<Pin<Box<Sleep>>>,
     is_write_waiting: bool,
+    /// Interim responses, where they are passed on.
+    interims: Option<Interims>,
+    /// Those that are being written.
+    early: Vec<u8>,
+    /// Whether hyper has given all of a message: only then may something of ours come before the next one.
+    is_between: bool,
     /// Set when our side has ended.
     linger: Option<Pin<Box<Sleep>>>,
 }
@@ -110,6 +117,9 @@ pub(crate) async fn sniff(mut stream: TcpStream, timeouts: Timeouts, busy: Busy)
         read_timer: None,
         write_timer: None,
         is_write_waiting: false,
+        interims: None,
+        early: Vec::new(),
+        is_between: true,
         linger: None,
     })
 }
@@ -119,6 +129,28 @@ pub(crate) async fn sniff(mut stream: TcpStream, timeouts: Timeouts, busy: Busy)
 impl Stream {
     pub(crate) fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// Passes on interim responses, which hyper's server cannot send: HTTP/1.1 only.
+    pub(crate) fn pass_interims(&mut self) -> Interims {
+        self.interims.get_or_insert_default().clone()
+    }
+
+    /// Writes interim responses, when nothing of another message is under way.
+    fn poll_interims(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(interims) = &self.interims else { return Poll::Ready(Ok(())) };
+        if self.is_between {
+            interims.take(&mut self.early, cx.waker());
+        }
+        while !self.early.is_empty() {
+            let count =
+                std::task::ready!(hyper::rt::Write::poll_write(Pin::new(&mut self.inner), cx, &self.early))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.early.drain(..count);
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// When waiting for the client must end, or be looked at again.
@@ -238,6 +270,11 @@ impl Stream {
 impl hyper::rt::Write for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.interims.is_some() {
+            let poll = this.poll_interims(cx);
+            std::task::ready!(this.watch_write(cx, poll))?;
+            this.is_between = false;
+        }
         let poll = Pin::new(&mut this.inner).poll_write(cx, buf);
         this.answered(&poll);
         this.watch_write(cx, poll)
@@ -249,6 +286,11 @@ impl hyper::rt::Write for Stream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.interims.is_some() {
+            let poll = this.poll_interims(cx);
+            std::task::ready!(this.watch_write(cx, poll))?;
+            this.is_between = false;
+        }
         let poll = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
         this.answered(&poll);
         this.watch_write(cx, poll)
@@ -260,6 +302,12 @@ impl hyper::rt::Write for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.interims.is_some() {
+            // hyper flushes when it has given all that it has.
+            this.is_between = true;
+            let poll = this.poll_interims(cx);
+            std::task::ready!(this.watch_write(cx, poll))?;
+        }
         let poll = Pin::new(&mut this.inner).poll_flush(cx);
         this.watch_write(cx, poll)
     }

@@ -4,9 +4,10 @@ use super::conn::{self, Protocol, Timeouts};
 use super::drain::Drain;
 use super::pump;
 use crate::front::Peer;
+use crate::http::interim::Interims;
 use crate::http::{Body, BodyError};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -44,6 +45,7 @@ pub struct Listener {
     limits: Limits,
     connections: Gauge,
     refused: Counter,
+    passes_interims: bool,
 }
 
 /// Opens a listening socket.
@@ -86,7 +88,12 @@ impl Limits {
 impl Listener {
     /// Takes a bound socket.
     pub fn new(socket: TcpListener, limits: Limits, connections: Gauge, refused: Counter) -> Self {
-        Self { socket, limits, connections, refused }
+        Self { socket, limits, connections, refused, passes_interims: false }
+    }
+
+    /// Whether interim responses of the upstream (102, 103) are passed on to callers of HTTP/1.1.
+    pub fn passing_interims(self, is_so: bool) -> Self {
+        Self { passes_interims: is_so, ..self }
     }
 
     /// Serves until `drain` begins; connections are counted in `drain` and end in good order.
@@ -112,7 +119,8 @@ impl Listener {
                 continue;
             };
             let (stream, peer) = stream;
-            let served = serve_connection(stream, peer, self.limits, app.clone(), drain.clone());
+            let served =
+                serve_connection(stream, peer, self.limits, self.passes_interims, app.clone(), drain.clone());
             let open = Open::new(&self.connections);
             drain.track(async move {
                 served.await;
@@ -122,17 +130,25 @@ impl Listener {
     }
 }
 
-async fn serve_connection(stream: TcpStream, peer: SocketAddr, limits: Limits, app: App, drain: Drain) {
+async fn serve_connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    limits: Limits,
+    passes_interims: bool,
+    app: App,
+    drain: Drain,
+) {
     let _ = stream.set_nodelay(true);
     let busy = Arc::new(AtomicU32::new(0));
     let sniffed = tokio::select! {
         () = drain.began() => return,
         sniffed = conn::sniff(stream, limits.timeouts, busy.clone()) => sniffed,
     };
-    let Some(stream) = sniffed else { return };
+    let Some(mut stream) = sniffed else { return };
     let protocol = stream.protocol();
+    let interims = (passes_interims && protocol == Protocol::Http1).then(|| stream.pass_interims());
     let pace = (protocol == Protocol::Http2).then_some(limits.timeouts.write_idle);
-    let service = Service { app: Mutex::new(app), peer, busy, pace };
+    let service = Service { app: Mutex::new(app), peer, busy, pace, interims };
     let result = match protocol {
         Protocol::Http1 => {
             let mut builder = hyper::server::conn::http1::Builder::new();
@@ -201,6 +217,8 @@ struct Service {
     busy: conn::Busy,
     /// How long a stream may take nothing of its answer, where the socket does not tell.
     pace: Option<Duration>,
+    /// Where interim responses are passed on.
+    interims: Option<Interims>,
 }
 
 /// One request under way.
@@ -223,8 +241,17 @@ impl hyper::service::Service<Request<Incoming>> for Service {
         let under = Under::new(&self.busy);
         let mut request = request.map(Body::from);
         request.extensions_mut().insert(Peer(self.peer));
+        let interims = self.interims.clone().filter(|_| request.version() == Version::HTTP_11);
+        if let Some(interims) = &interims {
+            request.extensions_mut().insert(interims.begin());
+        }
         let mut app = self.app.lock().unwrap_or_else(PoisonError::into_inner);
-        Answer { inner: tower::Service::call(&mut *app, request), under: Some(under), pace: self.pace }
+        Answer {
+            inner: tower::Service::call(&mut *app, request),
+            under: Some(under),
+            pace: self.pace,
+            interims,
+        }
     }
 }
 
@@ -233,6 +260,7 @@ struct Answer {
     inner: Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>,
     under: Option<Under>,
     pace: Option<Duration>,
+    interims: Option<Interims>,
 }
 
 impl Future for Answer {
@@ -240,6 +268,9 @@ impl Future for Answer {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = std::task::ready!(self.inner.as_mut().poll(cx))?;
+        if let Some(interims) = &self.interims {
+            interims.end();
+        }
         let under = self.under.take();
         let pace = self.pace;
         Poll::Ready(Ok(response.map(|inner| {

@@ -15,6 +15,7 @@ use crate::error::ProxyError;
 use crate::flexport::envelope::Tail;
 use crate::flexport::routes::ByGroup;
 use crate::http::delivery::{self, Class, Delivery, Doubt, Unsent};
+use crate::http::interim::Interim;
 use crate::http::{Body, BodyError, headers, retry_after};
 use crate::telemetry::{AttemptLabels, GroupLabels, Metrics};
 use bytes::Bytes;
@@ -315,6 +316,7 @@ impl Shared {
         uri.path_and_query = Some(target);
         parts.uri = Uri::from_parts(uri).map_err(|error| ProxyError::Internal(error.to_string()))?;
         parts.version = http::Version::HTTP_11;
+        let interim = parts.extensions.remove::<Interim>();
         parts.extensions = http::Extensions::new();
         headers::strip_for_upstream(&mut parts.headers);
         parts.headers.insert(header::HOST, self.host.clone());
@@ -335,7 +337,13 @@ impl Shared {
                 parts.headers.insert(header::AUTHORIZATION, value.clone());
             }
         }
-        Ok(Request::from_parts(parts, body))
+        let mut request = Request::from_parts(parts, body);
+        if let Some(interim) = interim {
+            hyper::ext::on_informational(&mut request, move |response| {
+                interim.push(response.status(), response.headers());
+            });
+        }
+        Ok(request)
     }
 
     fn hint(&self, fields: &HeaderMap) -> Option<Duration> {

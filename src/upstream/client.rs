@@ -5,7 +5,7 @@
 //! there only by its text whether a request was sent. A failure is one of three: `Connect` and `Unsent` mean that
 //! nothing of the request reached an application, `Cut` that it may have. In doubt it is `Cut`.
 
-use super::connect::{Connector, Source, is_about_our_certificate, tls_error};
+use super::connect::{Connector, Dial, Source, is_about_our_certificate, tls_error};
 use super::{h1, h2};
 use crate::config::raw::Protocol;
 use crate::error::ProxyError;
@@ -52,12 +52,19 @@ impl Client {
     /// A client for the configured upstream. Settings that need no restart are looked up in `source` for each new
     /// connection.
     pub fn new(source: Source, metrics: &Metrics) -> Result<Self, ClientError> {
-        let protocol = source().settings.upstream.protocol;
-        let connector = Connector::new(source, metrics)?;
-        Ok(Self(match protocol {
+        Ok(Self::with(Connector::new(source, metrics)?))
+    }
+
+    /// The same over the connections of a simulated network. They carry neither TLS nor an egress proxy's tunnel.
+    pub fn over(dial: Arc<dyn Dial>, source: Source, metrics: &Metrics) -> Result<Self, ClientError> {
+        Ok(Self::with(Connector::new(source, metrics)?.over(dial)))
+    }
+
+    fn with(connector: Connector) -> Self {
+        Self(match connector.config().settings.upstream.protocol {
             Protocol::H1 => Pool::H1(h1::Pool::new(connector)),
             Protocol::H2 => Pool::H2(h2::Pool::new(connector)),
-        }))
+        })
     }
 
     /// Sends one request, once. The error's kind tells whether bytes can have left.

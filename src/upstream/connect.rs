@@ -4,11 +4,14 @@
 //! `ProxyError::Connect`. How a connection is made (limits, proxy, trust, identity) is taken from the configuration
 //! at that moment, so a reload needs nothing but new connections. Names are asked for each connection again, and
 //! addresses raced (RFC 8305), both by hyper-util's connector.
+//!
+//! The one seam for a simulated network is [`Dial`]: it stands in for name and TCP, below everything that is ours.
 
 use super::proxy;
 use super::tls::Tls;
 use crate::config::Snapshot;
 use crate::config::raw::Protocol;
+use crate::context::BoxFuture;
 use crate::http::body::chain;
 use crate::telemetry::{Metrics, ResultLabels};
 use http::Uri;
@@ -23,6 +26,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
@@ -30,6 +34,18 @@ use tower::Service;
 
 /// Where the configuration is looked up.
 pub type Source = Arc<dyn Fn() -> Arc<Snapshot> + Send + Sync>;
+
+/// Makes connections in place of the system's resolver and TCP, where there is no such thing: in a simulated network.
+/// It is asked by host and port, within the time limit of a connection.
+pub trait Dial: Send + Sync {
+    /// One connection, plain.
+    fn dial(&self, host: &str, port: u16) -> BoxFuture<io::Result<Box<dyn Wire>>>;
+}
+
+/// What a [`Dial`] gives: the two directions of a connection.
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 /// Connects to one upstream.
 pub(super) struct Connector {
@@ -39,6 +55,8 @@ pub(super) struct Connector {
     host: String,
     port: u16,
     tcp: HttpConnector,
+    /// In place of `tcp`.
+    dial: Option<Arc<dyn Dial>>,
     /// `None` for http.
     tls: Option<Tls>,
     protocol: Protocol,
@@ -55,6 +73,7 @@ pub(super) struct Stream {
 enum Io {
     Plain(TokioIo<TcpStream>),
     Tls(Box<TokioIo<TlsStream<TcpStream>>>),
+    Dialed(TokioIo<Box<dyn Wire>>),
 }
 
 /// The time limit of one connection.
@@ -111,12 +130,18 @@ impl Connector {
             port: base.port_u16().unwrap_or(if is_https { 443 } else { 80 }),
             target: base,
             tcp,
+            dial: None,
             tls,
             protocol: settings.protocol,
             open: metrics.upstream_connections.clone(),
             results: std::array::from_fn(|_| results.next().expect("there is one for each word")),
             source,
         })
+    }
+
+    /// The same over connections of this one's making.
+    pub(super) fn over(self, dial: Arc<dyn Dial>) -> Self {
+        Self { dial: Some(dial), ..self }
     }
 
     /// The configuration now.
@@ -132,6 +157,9 @@ impl Connector {
 
     /// One connection, as the snapshot says. Its result is to be [counted](Self::count) when it is usable.
     pub(super) async fn connect(&self, snapshot: &Snapshot, limit: Limit) -> Result<Stream, Failure> {
+        if let Some(dial) = &self.dial {
+            return self.dialed(dial.as_ref(), snapshot, limit).await;
+        }
         let settings = &snapshot.settings.upstream;
         let mut tcp = self.tcp.clone();
         // Makes happy eyeballs move on, too.
@@ -174,8 +202,22 @@ impl Connector {
             None => Io::Plain(TokioIo::new(stream)),
             Some(tls) => Io::Tls(Box::new(TokioIo::new(self.secure(tls, stream, snapshot, limit).await?))),
         };
+        Ok(self.opened(io))
+    }
+
+    async fn dialed(&self, dial: &dyn Dial, snapshot: &Snapshot, limit: Limit) -> Result<Stream, Failure> {
+        if self.tls.is_some() || !snapshot.settings.upstream.proxy.is_empty() {
+            let what = "there is neither TLS nor an egress proxy over a simulated network";
+            return Err(Failure::new(Stage::Protocol, what.to_owned()));
+        }
+        let wire = limit.hold("TCP", dial.dial(&self.host, self.port)).await?;
+        let wire = wire.map_err(|error| Failure::new(Stage::Tcp, chain(&error)))?;
+        Ok(self.opened(Io::Dialed(TokioIo::new(wire))))
+    }
+
+    fn opened(&self, io: Io) -> Stream {
         self.open.inc();
-        Ok(Stream { io, open: self.open.clone() })
+        Stream { io, open: self.open.clone() }
     }
 
     async fn secure(
@@ -297,6 +339,7 @@ impl hyper::rt::Read for Stream {
         match &mut self.get_mut().io {
             Io::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Io::Dialed(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -306,6 +349,7 @@ impl hyper::rt::Write for Stream {
         match &mut self.get_mut().io {
             Io::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Io::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+            Io::Dialed(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -317,6 +361,7 @@ impl hyper::rt::Write for Stream {
         match &mut self.get_mut().io {
             Io::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Io::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
+            Io::Dialed(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -324,6 +369,7 @@ impl hyper::rt::Write for Stream {
         match &self.io {
             Io::Plain(stream) => stream.is_write_vectored(),
             Io::Tls(stream) => stream.is_write_vectored(),
+            Io::Dialed(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -331,6 +377,7 @@ impl hyper::rt::Write for Stream {
         match &mut self.get_mut().io {
             Io::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Io::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Io::Dialed(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -338,6 +385,7 @@ impl hyper::rt::Write for Stream {
         match &mut self.get_mut().io {
             Io::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Io::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Io::Dialed(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -23,7 +23,7 @@ mod tls;
 
 pub use attempt::Attempt;
 pub use client::{Client, ClientError};
-pub use connect::Source;
+pub use connect::{Dial, Source, Wire};
 pub use links::{Links, LinksLayer};
 pub use probe::{Target, run as run_probes};
 pub use status_page::{Indicator, PageStatus, StatusPage};

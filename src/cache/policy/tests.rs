@@ -15,11 +15,13 @@ fn terms() -> Terms {
         overrides_revalidation: false,
         is_shared: false,
         keeps_any_status: false,
+        keeps_cookies: false,
+        guesses_freshness: false,
     }
 }
 
 fn facts(fields: &[(&'static str, &str)], terms: &Terms) -> Facts {
-    Facts::of(&headers(fields), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH, terms)
+    Facts::of(StatusCode::OK, &headers(fields), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH, terms)
 }
 
 fn ask(cache_control: &str) -> Ask {
@@ -121,4 +123,77 @@ fn the_envelopes_error_is_found_at_its_end_only() {
     }
     let html = headers(&[("content-type", "text/html")]);
     assert!(!holds_error(&html, br#"{"data":null,"error":{}}"#));
+}
+
+/// The rows of the tables under a heading of docs/CACHE.md.
+fn rows(heading: &str) -> Vec<Vec<String>> {
+    let document = include_str!("../../../docs/CACHE.md");
+    let (_, section) = document.split_once(&format!("\n## {heading}\n")).expect("the heading is there");
+    let section = section.split("\n## ").next().unwrap_or(section);
+    let cells = |line: &str| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
+    let is_row =
+        |line: &&str| line.starts_with("| ") && !line.starts_with("| status") && !line.starts_with("| the ");
+    section.lines().filter(is_row).map(cells).collect()
+}
+
+fn said(cell: &str) -> HeaderMap {
+    let Some((name, value)) = cell.trim_matches('`').split_once(": ") else {
+        assert_eq!(cell, "nothing");
+        return HeaderMap::new();
+    };
+    let mut fields = HeaderMap::new();
+    fields.insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
+    fields
+}
+
+fn span(cell: &str) -> Duration {
+    let (number, unit) = cell.split_once(' ').unwrap();
+    secs(number.parse::<u64>().unwrap() * if unit == "h" { 3600 } else { 1 })
+}
+
+#[test]
+fn the_tables_of_the_document_hold() {
+    let now = Timestamp::from_second(1_000_000).unwrap();
+    let strict = Terms {
+        is_shared: true,
+        keeps_any_status: true,
+        keeps_cookies: true,
+        guesses_freshness: true,
+        ..terms()
+    };
+    let table = rows("Storing");
+    assert!(table.len() > 20);
+    for row in &table {
+        let status = StatusCode::from_bytes(&row[0].as_bytes()[..3]).unwrap();
+        let has_credential = row[0].ends_with("with credentials");
+        for (terms, expected) in [(terms(), &row[2]), (strict, &row[3])] {
+            let is_kept = keep(status, &said(&row[1]), has_credential, now, now, &terms).is_ok();
+            assert_eq!(is_kept, expected == "stored", "{row:?}");
+        }
+    }
+    let table = rows("Freshness");
+    assert!(table.len() > 15);
+    for row in &table {
+        let asked = if row[2] == "nothing" { Ask::default() } else { ask(row[2].trim_matches('`')) };
+        let facts = Facts::of(StatusCode::OK, &said(&row[0]), now, now, &terms());
+        let done = match facts.judge(span(&row[1]), false, &asked) {
+            Use::Fresh => "use",
+            Use::Tolerated => "use, stale",
+            Use::WhileRevalidating => "use, refresh",
+            Use::Revalidate(_) => "ask",
+        };
+        assert_eq!(done, row[3], "{row:?}");
+    }
+    let table = rows("Stale in an outage");
+    assert!(table.len() > 8);
+    for row in &table {
+        for (overrides_revalidation, expected) in [(false, &row[2]), (true, &row[3])] {
+            let terms = Terms { overrides_revalidation, ..terms() };
+            let facts = Facts::of(StatusCode::OK, &said(&row[0]), now, now, &terms);
+            let since = span(&row[1]);
+            let done = facts.may_stand_in(since, since, false, &terms, &Ask::default());
+            let done = done.map_or_else(Refused::as_str, |()| "stands in");
+            assert_eq!(done, expected, "{row:?}");
+        }
+    }
 }

@@ -29,3 +29,23 @@ async fn strict_is_a_shared_cache() {
         assert_eq!(world.cache.stats().entries, u64::from(is_kept), "{cache_control}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn strict_shares_what_one_token_was_refused() {
+    let world = world_with(|settings| settings.profile = Profile::Strict, |_| {});
+    world.plan([ok(&[("cache-control", "public, max-age=9")], "x"), answer(401, &[], "no")]);
+    world.get("/anything").send().await;
+    assert_eq!(world.get("/other").send().await.status, 401);
+    world.get("/anything").send().await.says("cache", "seawall; hit; ttl=9");
+}
+
+#[tokio::test(start_paused = true)]
+async fn strict_prefers_what_vary_selects() {
+    let world = world_with(|settings| settings.profile = Profile::Strict, |_| {});
+    let varied = [("cache-control", "public, max-age=60"), ("vary", "x-kind")];
+    world.plan([ok(&varied, "a"), ok(&[("cache-control", "public, max-age=60")], "any")]);
+    assert_eq!(world.get("/anything").with("x-kind", "a").send().await.body, "a");
+    assert_eq!(world.get("/anything").with("x-kind", "b").send().await.body, "any");
+    assert_eq!(world.get("/anything").with("x-kind", "a").send().await.body, "a");
+    assert_eq!(world.get("/anything").with("x-kind", "c").send().await.body, "any");
+}

@@ -69,3 +69,21 @@ async fn answers_that_say_not_now_are_not_remembered() {
     let rig = rig.restart().await;
     assert_eq!(rig.queue.with(|book| book.iter().count()), 2);
 }
+
+/// Found by `tests/turmoil`, seed 12.
+#[tokio::test(start_paused = true)]
+async fn a_caller_with_a_limit_of_its_own_is_answered_within_it_though_the_answer_stands_still() {
+    let rig = Rig::new().await;
+    let limit = Duration::from_secs(15);
+    for (method, target, status) in [(Method::PATCH, "/shipments/1", 202), (Method::POST, "/bookings", 504)] {
+        rig.world.next(Act::Stall);
+        let mut request = rig.request(method, target, "{}", &[]);
+        let mut context = request.extensions_mut().remove::<Arc<RequestContext>>().unwrap();
+        Arc::get_mut(&mut context).unwrap().deadline = Instant::now() + limit;
+        request.extensions_mut().insert(context);
+        let began = Instant::now();
+        let sent = Sent::of(rig.send(request).await).await;
+        assert_eq!(sent.status, status, "{target}");
+        assert!(began.elapsed() < limit + Duration::from_millis(100), "{target}: {:?}", began.elapsed());
+    }
+}

@@ -179,9 +179,10 @@ fn play(seed: u64) -> bool {
         assert_eq!(sky.in_flight.load(Ordering::Relaxed), limit, "every slot is free");
         assert!(callers.join_all().await.iter().all(|status| *status == StatusCode::OK));
 
-        // Each attempt is a sample, but for the neutral ones.
+        // Each attempt is a sample, but for the neutral ones. So few fail that it never opens: with 30 of a hundred, one
+        // seed in a thousand had ten failures among its first twenty.
         sleep(20 * SECOND).await;
-        sky.set(Weather { failing: 30, is_tame: true, ..FINE });
+        sky.set(Weather { failing: 10, is_tame: true, ..FINE });
         sky.attempts.store(0, Ordering::Relaxed);
         sky.neutral.store(0, Ordering::Relaxed);
         for _ in 0..15 {
