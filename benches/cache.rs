@@ -231,7 +231,7 @@ impl PendingWrites for Quiet {
 impl World {
     fn new() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let _inside = runtime.enter();
+        let inside = runtime.enter();
         let config =
             Arc::new(Snapshot::of(Settings::default()).map_err(|problems| anyhow::anyhow!("{problems}"))?);
         let quiet = Arc::new(Quiet);
@@ -258,7 +258,7 @@ impl World {
             })
             .collect();
         let route = config.routes.find(&Method::GET, "/shipments/1").clone();
-        drop(_inside);
+        drop(inside);
         Ok(Self { runtime, config, route, cache, floor })
     }
 

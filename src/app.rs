@@ -9,7 +9,7 @@
 
 use crate::admin::{self, Admin};
 use crate::breaker::Breakers;
-use crate::cache::{Cache, DiskOptions, Tier};
+use crate::cache::{Cache, DiskOptions, Tier, Warmer};
 use crate::clock::Clock;
 use crate::config::raw::Profile;
 use crate::config::{Diagnostics, Live, ReloadReport, Snapshot, Trigger};
@@ -44,6 +44,7 @@ pub struct App {
     breakers: Arc<Breakers>,
     metrics: Arc<Metrics>,
     queue: Option<Arc<Queue>>,
+    warmer: Arc<Warmer>,
     store: Option<Arc<dyn Store>>,
     is_draining: Arc<AtomicBool>,
     data_drain: Drain,
@@ -212,22 +213,28 @@ impl App {
         let is_draining = Arc::new(AtomicBool::new(false));
         let is_up = Arc::new(AtomicBool::new(false));
         let current = config.clone();
+        let identifier = Arc::new(Identifier::new(&keys.hmac("partition", b"")));
         let app = stack::front(
             ContextLayer::new(Arc::new(move || current.current())),
             TraceLayer::new(metrics.clone(), &groups),
             LimitsLayer::new(is_draining.clone()),
-            AuthLayer::new(Arc::new(Identifier::new(&keys.hmac("partition", b"")))),
+            AuthLayer::new(identifier.clone()),
             LocalLayer::new(queue.clone(), breakers.clone(), cache.clone(), data_drain.clone()),
             cache.clone(),
             upstream.clone(),
             stack::writes(queue.as_ref().map(Queue::layer), upstream.clone()),
         );
+        let current = config.clone();
+        let warmer =
+            Warmer::new(cache.clone(), upstream.clone(), Arc::new(move || current.current()), &metrics);
         let status_page = upstream::StatusPage::default();
         let admin = admin::service(Admin {
             config: config.clone(),
             breakers: breakers.clone(),
             status_page: status_page.clone(),
             cache: cache.clone(),
+            identifier,
+            warmer: warmer.clone(),
             queue: queue.clone(),
             store: store.clone(),
             metrics: metrics.clone(),
@@ -281,6 +288,7 @@ impl App {
             breakers,
             metrics,
             queue,
+            warmer,
             store,
             is_draining,
             data_drain,
@@ -301,6 +309,7 @@ impl App {
         tracing::info!(?grace, "shutting down");
         let deadline = tokio::time::Instant::now() + grace;
         self.is_draining.store(true, Ordering::Relaxed);
+        self.warmer.stop();
         self.data_drain.begin();
         let queue_drained = async {
             if let Some(queue) = &self.queue {

@@ -571,8 +571,108 @@ async fn the_cache_by_the_command_line() {
     assert_eq!(shown.trim(), "1 in memory, 1 on disk marked out of date");
     assert_eq!(done(operate(&server, &shipments)).trim(), "2 in memory, 2 on disk deleted");
     assert_eq!(done(operate(&server, &shipments)).trim(), "0 in memory, 0 on disk deleted");
-    operate(&server, &["cache", "purge", "--partition", "me"]).complains(1, &["400", "partition"]);
+    operate(&server, &["cache", "purge", "--partition", "me"])
+        .complains(1, &["404", "partition", "me", "p-"]);
+    operate(&server, &["cache", "purge", "--tag", "shipment"]).complains(1, &["404", "tag", "shipments"]);
+    operate(&server, &["cache", "purge", "--key", "x"]).complains(1, &["400", "key"]);
+    operate(&server, &["cache", "purge", "--prefix", "shipments"]).complains(1, &["400", "prefix"]);
+    let bookings = &["cache", "list", "--tag", "bookings", "--freshness", "revalidate"];
+    let listed = done(operate(&server, &[&bookings[..], &["--output", "json"]].concat()));
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let entry = &listed["entries"][0];
+    assert_eq!((&entry["path"], &entry["hits"]), (&json!("/bookings"), &json!(0)), "{listed}");
+    assert!(entry["ttl_seconds"].as_i64().unwrap() < 0, "{listed}");
+    let partition = entry["partition"].as_str().unwrap();
+    assert!(partition.starts_with("p-") && partition.len() == 12, "{partition}");
+    let of_it = ["cache", "list", "--partition", partition, "--freshness", "revalidate"];
+    assert!(done(operate(&server, &of_it)).contains("/bookings"));
+    assert_eq!(
+        done(operate(&server, &["cache", "list", "--partition", partition, "--freshness", "fresh"]))
+            .lines()
+            .count(),
+        1
+    );
+    operate(&server, &["cache", "list", "--freshness", "old"])
+        .complains(1, &["400", "freshness", "revalidate"]);
+    operate(&server, &["cache", "list", "--partition", "me"]).complains(1, &["404", "partition", partition]);
+    let gone = ["cache", "purge", "--partition", partition, "--hard", "--yes"];
+    assert_eq!(done(operate(&server, &gone)).trim(), "1 in memory, 1 on disk deleted");
     assert!(server.log().contains("cache purged"), "{}", server.log());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn warming_and_coverage_by_the_command_line() {
+    let simulator = simulator().await;
+    let setup = Setup::new(&simulator.url(), &[]);
+    let server = setup.start().await;
+    let warm = |words: &[&str], input: &str| {
+        let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_seawall"))
+            .args(["--admin", &server.admin, "cache", "warm"])
+            .args(words)
+            .env_clear()
+            .env("SEAWALL_WARM_TOKEN", "test-api-key-0001")
+            .write_stdin(input)
+            .timeout(PATIENCE)
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    };
+    // Wrong usage, and orders that make no sense.
+    for words in [
+        &["cache", "warm"][..],
+        &["cache", "warm", "--shipments", "/ports"],
+        &["cache", "warm", "--status", "--cancel"],
+    ] {
+        operate(&server, words).complains(2, &["Usage"]);
+    }
+    let many = ["cache", "warm", "--concurrency", "many", "--shipments"];
+    operate(&server, &many).complains(2, &["--concurrency"]);
+    operate(&server, &["cache", "warm", "/ports"]).complains(1, &["422", "token", "passthrough"]);
+    operate(&server, &["cache", "warm", "--cancel"]).complains(1, &["404", "nothing is being warmed"]);
+    operate(&server, &["cache", "warm", "/ports", "--credential", "x"]).complains(1, &["400", "credential"]);
+    operate(&server, &["cache", "warm", "--file", "/nowhere"]).complains(1, &["--file /nowhere"]);
+    let folder = setup.dir.path().display().to_string();
+    operate(&server, &["cache", "warm", "/ports", "--flexport-token-file", &folder])
+        .complains(1, &["--flexport-token-file", &folder]);
+    warm(&["--file", "-"], "/ports\n\nports\n").complains(1, &["400", "line 3", "ports"]);
+    assert!(done(operate(&server, &["cache", "warm", "--status"])).contains("idle"));
+
+    // A list from standard input, of which one cannot be had.
+    let ended = warm(&["--file", "-", "--reason", "x"], "# two\n/ports\n/shipments/999999999\n");
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stdout.contains("failed: /shipments/999999999"), "{ended:?}");
+    assert!(ended.stderr.contains("/2") && ended.stderr.contains("not everything was warmed"), "{ended:?}");
+    // No terminal: lines, and no bar that is drawn over.
+    assert!(!ended.stderr.contains('\r') && !ended.stdout.contains('\r'), "{ended:?}");
+    let json = done(warm(&["/ports", "--output", "json"], ""));
+    let told: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&told["state"], &told["total"], &told["done"]), (&json!("done"), &json!(1), &json!(1)));
+    assert_eq!(told["is_lost_on_restart"], true);
+
+    let table = done(warm(&["--shipments", "--concurrency", "8"], ""));
+    assert!(table.contains("shipments_listed  12") && !table.contains("failed"), "{table}");
+    let table = done(operate(&server, &["cache", "coverage"]));
+    assert!(table.starts_with("12 of 12 shipments would be served"), "{table}");
+    assert!(table.contains("GET /shipments/:id") && table.contains("proven"), "{table}");
+    let json = done(operate(&server, &["cache", "coverage", "--output", "json"]));
+    let told: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(told["shipments"]["served"], 12, "{told}");
+    operate(&server, &["cache", "coverage", "--partition", "me"]).complains(1, &["404", "partition"]);
+
+    // One that pauses, another, and its end.
+    done(operate(&server, &["breaker", "force-open", "ports:read", "--reason", "a test"]));
+    assert!(done(warm(&["/ports", "--detach"], "")).contains("running"));
+    assert_eventually!(done(operate(&server, &["cache", "warm", "--status"])).contains("breaker-open"));
+    warm(&["/ports"], "").complains(1, &["409", "cancel"]);
+    done(operate(&server, &["cache", "warm", "--cancel", "--reason", "enough"]));
+    assert_eventually!(done(operate(&server, &["cache", "warm", "--status"])).contains("cancelled"));
+    let log = server.log();
+    for told in ["cache warming begun", "cache warming cancelled", "enough"] {
+        assert!(log.contains(told), "no {told:?} in {log}");
+    }
+    assert!(!log.contains("test-api-key"), "{log}");
     server.stop().await;
 }
 

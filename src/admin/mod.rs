@@ -9,21 +9,25 @@ mod breakers;
 mod cache;
 mod config;
 mod health;
+mod partitions;
 mod problem;
 mod status;
 mod store;
+mod warm;
 mod writes;
 
 use crate::breaker::Breakers;
-use crate::cache::Cache;
+use crate::cache::{Cache, Warmer};
 use crate::clock::Clock;
 use crate::config::Live;
+use crate::front::Identifier;
 use crate::http::{Body, BodyError};
 use crate::queue::Queue;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::upstream::StatusPage;
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post, put};
 use http::{Request, Response};
 use std::convert::Infallible;
@@ -44,6 +48,10 @@ pub struct Admin {
     pub status_page: StatusPage,
     /// The cache.
     pub cache: Arc<Cache>,
+    /// Warms it.
+    pub warmer: Arc<Warmer>,
+    /// Who is who.
+    pub identifier: Arc<Identifier>,
     /// The write queue.
     pub queue: Option<Arc<Queue>>,
     /// The store under it, when one could be had.
@@ -70,6 +78,14 @@ pub fn service(admin: Admin) -> BoxCloneSyncService<Request<Body>, Response<Body
         .route("/api/v1/cache", get(cache::stats))
         .route("/api/v1/cache/entries", get(cache::entries))
         .route("/api/v1/cache/purge", post(cache::purge))
+        .route("/api/v1/cache/coverage", get(cache::coverage))
+        .route(
+            "/api/v1/cache/warm",
+            get(warm::get)
+                .post(warm::start)
+                .delete(warm::cancel)
+                .layer(DefaultBodyLimit::max(warm::MAX_BODY)),
+        )
         .route("/api/v1/writes", get(writes::list))
         .route("/api/v1/writes/{id}", get(writes::get))
         .route("/api/v1/writes/{id}/cancel", post(|a, id, body| writes::act(Deed::Cancel, a, id, body)))

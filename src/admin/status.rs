@@ -39,6 +39,7 @@ pub(super) async fn get(State(admin): State<Admin>) -> Json<Value> {
         "breakers_alarm": admin.breakers.alarm(),
         "status_page": admin.status_page.get(),
         "cache": admin.cache.stats(),
+        "cache_warming": super::warm::told_last(&admin),
         "queue": admin.queue.as_ref().map(|queue| queue.stats()),
         "store": store,
     }))

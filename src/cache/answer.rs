@@ -127,6 +127,7 @@ impl Cache {
     /// The answer from a fresh copy.
     pub(crate) fn fresh(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Response<Body> {
         self.counters.hit.inc();
+        entry.hit();
         let age = entry.facts.age(entry.confirmed.since(now));
         let mut response = self.copy(read, entry, "cache", now);
         let headers = response.headers_mut();
@@ -195,6 +196,7 @@ impl Cache {
         headers: &mut HeaderMap,
     ) {
         let age = entry.facts.age(entry.confirmed.since(now));
+        entry.hit();
         self.counters.served_stale(age);
         headers.insert(SEAWALL_SOURCE, HeaderValue::from_static("stale"));
         headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
@@ -246,6 +248,7 @@ impl Cache {
                 headers.insert(CACHE_STATUS, said.to_value());
                 if is_confirmed {
                     self.counters.revalidated.inc();
+                    entry.hit();
                     headers.insert(SEAWALL_DATA_AS_OF, entry.as_of());
                 } else {
                     self.counters.miss.inc();

@@ -1,12 +1,15 @@
 //! What the cache counts: handles resolved once, so that counting is one atomic addition.
 
 use super::disk::DiskStats;
+use crate::flexport::routes::RoutePolicy;
 use crate::telemetry::{Metrics, ResultLabels};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use serde::Serialize;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -29,6 +32,8 @@ pub struct Stats {
     pub from_collection: u64,
     /// Reads that shared the request of another; they are also counted by what came of it.
     pub collapsed: u64,
+    /// Reads that went alone, since the last answer to the same could not be kept; also counted by what came of it.
+    pub hit_for_miss: u64,
     /// Requests that were not for the cache.
     pub bypassed: u64,
     /// Reads that failed although there was a copy, since it might not be used.
@@ -49,10 +54,14 @@ pub(crate) struct Counters {
     pub(crate) revalidated: Counter,
     pub(crate) stale: Counter,
     pub(crate) collapsed: Counter,
+    pub(crate) hit_for_miss: Counter,
     pub(crate) bypass: Counter,
     pub(crate) refused: Counter,
     pub(crate) from_collection: Counter,
     stale_refused: Family<ResultLabels, Counter>,
+    unservable: Family<ResultLabels, Counter>,
+    /// The same by route: few, and written only when such an answer comes.
+    unservable_of: Mutex<HashMap<String, BTreeMap<&'static str, u64>>>,
     stale_age: Histogram,
     entries: Gauge,
     bytes: Gauge,
@@ -70,10 +79,13 @@ impl Counters {
             revalidated: reads("revalidated"),
             stale: reads("stale"),
             collapsed: reads("collapsed"),
+            hit_for_miss: reads("hit_for_miss"),
             bypass: reads("bypass"),
             refused: reads("refused"),
             from_collection: metrics.cache_from_collection.clone(),
             stale_refused: metrics.cache_stale_refused.clone(),
+            unservable: metrics.cache_unservable.clone(),
+            unservable_of: Mutex::default(),
             stale_age: metrics.cache_stale_age_seconds.clone(),
             entries: metrics.cache_entries.clone(),
             bytes: metrics.cache_bytes.clone(),
@@ -87,7 +99,32 @@ impl Counters {
         self.stale_age.observe(age.as_secs_f64());
     }
 
-    /// A copy could not be used in an outage, or could not be if there were one now.
+    /// A good answer with which an outage of this route could not be served. The first one of its kind is told.
+    pub(crate) fn unservable(&self, route: &RoutePolicy, reason: &'static str) {
+        self.unservable.get_or_create(&ResultLabels { result: reason }).inc();
+        let is_first = {
+            let mut routes = self.unservable_of.lock().expect("no code panics with this lock held");
+            if !routes.contains_key(&route.template) {
+                routes.insert(route.template.clone(), BTreeMap::new());
+            }
+            let count = routes.get_mut(&route.template).map(|reasons| reasons.entry(reason).or_default());
+            count.is_some_and(|count| {
+                *count += 1;
+                *count == 1
+            })
+        };
+        // That a sync gets nothing old is meant.
+        if is_first && reason != "incremental" {
+            tracing::warn!(route = route.template, reason, "an outage of this route could not be served");
+        }
+    }
+
+    /// How many of them there were by reason, by the template of the route.
+    pub(crate) fn unservable_by_route(&self) -> HashMap<String, BTreeMap<&'static str, u64>> {
+        self.unservable_of.lock().expect("no code panics with this lock held").clone()
+    }
+
+    /// A copy could not be used in an outage.
     pub(crate) fn stale_refused(&self, result: &'static str) {
         self.stale_refused.get_or_create(&ResultLabels { result }).inc();
     }
@@ -119,6 +156,7 @@ impl Counters {
             stale_served: self.stale.get(),
             from_collection: self.from_collection.get(),
             collapsed: self.collapsed.get(),
+            hit_for_miss: self.hit_for_miss.get(),
             bypassed: self.bypass.get(),
             refused: self.refused.get(),
             unkept: self.unkept.load(Ordering::Relaxed),

@@ -20,12 +20,16 @@ use http::header::{
 use http::{HeaderMap, HeaderName, StatusCode};
 use jiff::Timestamp;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// A kept answer.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Entry {
+    /// How often it answered. It comes first, beside the counts of its `Arc`, which an answer writes anyway.
+    hits: AtomicU64,
     pub(crate) status: StatusCode,
     /// The origin's fields, without what each answer gets anew.
     pub(crate) head: Fields,
@@ -53,6 +57,8 @@ pub(crate) struct About {
     /// Path and query.
     pub(crate) path: Box<str>,
     pub(crate) route: Arc<RoutePolicy>,
+    /// What it was kept under (see [`super::key::base`]). Zero: that is not known.
+    pub(crate) base: u64,
 }
 
 /// A moment, by both clocks: the wall's may jump, the monotonic one stands still in a suspended machine.
@@ -140,7 +146,8 @@ impl Entry {
         let weight = body.len()
             + about.path.len()
             + head.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
-        Self { status, head, body, facts, confirmed, asked_at, began, names, about, selecting, weight }
+        let hits = AtomicU64::new(0);
+        Self { hits, status, head, body, facts, confirmed, asked_at, began, names, about, selecting, weight }
     }
 
     /// The same answer, confirmed by a 304 (RFC 9111 §3.2): the fields of the 304 replace those of the same name,
@@ -229,6 +236,21 @@ impl Entry {
     /// When the upstream last confirmed it, as answers say it.
     pub(crate) fn as_of(&self) -> HeaderValue {
         date::as_of(self.confirmed.at)
+    }
+
+    /// It answered.
+    pub(crate) fn hit(&self) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it, and those in whose place it came, answered.
+    pub(crate) fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    /// It comes in the place of another, and goes on with its count.
+    pub(crate) fn inherit(&self, old: &Self) {
+        self.hits.fetch_add(old.hits(), Ordering::Relaxed);
     }
 
     /// The bytes it takes.

@@ -268,6 +268,7 @@ impl Cache {
                 Ok(Come::Whole) => {}
                 Ok(Come::Beginning | Come::TooFar) => {
                     whole_until.lift();
+                    self.too_large(read, parts.status);
                     let response = Response::from_parts(parts, reading.resumed());
                     return Asked::Over(Led::Streamed(response), Sharing::No);
                 }
@@ -362,6 +363,7 @@ impl Cache {
             }
             Ok(Ok(None)) => {
                 whole_until.lift();
+                self.too_large(&errand.read, parts.status);
                 self.land(&errand, landing, Outcome::Alone, Sharing::No);
                 feed.hand_over(reading.body);
                 return;
@@ -503,10 +505,11 @@ impl Cache {
         now: Confirmed,
     ) -> (Answer, bool) {
         let read = &*errand.read;
+        let is_incremental = read.ask.is_incremental.then_some("incremental");
         if parts.status == StatusCode::OK
-            && let Some(directive) = facts.would_be_refused(&read.terms)
+            && let Some(reason) = is_incremental.or_else(|| facts.would_be_refused(&read.terms))
         {
-            self.counters.stale_refused(directive);
+            self.counters.unservable(&read.context.route, reason);
         }
         let entry = Entry::new(
             parts.status,
@@ -555,6 +558,16 @@ impl Cache {
             }
         }
         self.counters.unkept();
+        if let Some(reason) = unkept.filter(|_| status.is_success()).and_then(Unkept::as_str) {
+            self.counters.unservable(&read.context.route, reason);
+        }
+    }
+
+    /// An answer is longer than what is kept.
+    fn too_large(&self, read: &Read, status: StatusCode) {
+        if status.is_success() && !read.is_head {
+            self.counters.unservable(&read.context.route, "too-large");
+        }
     }
 
     /// Keeps an entry unless something forbids it. Tells whether it is kept.

@@ -47,6 +47,14 @@ struct Hasher {
     filled: usize,
 }
 
+/// Names the upstream and what links are rewritten to: a copy that was kept under another is found by no request. Not
+/// zero, and the same in all processes.
+pub(crate) fn base(upstream: &str, public_url: &str) -> u64 {
+    let bytes = upstream.bytes().chain([0]).chain(public_url.bytes());
+    let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.fold(0xcbf2_9ce4_8422_2325, mix).max(1)
+}
+
 /// The key of a read: of GET and HEAD alike, since a HEAD is answered from a stored GET.
 pub(crate) fn of(parts: &Parts<'_>, headers: &HeaderMap, keyed: &[HeaderName]) -> Key {
     let mut hasher = Hasher { context: digest::Context::new(&digest::SHA256), buffer: [0; 256], filled: 0 };

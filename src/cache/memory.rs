@@ -118,6 +118,9 @@ impl Memory {
                 if present.iter().any(|old| old.is_selected_by(asked) && is_newer(old)) {
                     return false;
                 }
+                for old in present.iter().filter(|old| old.is_selected_by(asked)) {
+                    entry.inherit(old);
+                }
                 let others =
                     present.iter().filter(|old| !old.is_selected_by(asked)).take(VARIANTS - 1).cloned();
                 Variants::new(entry, others)

@@ -19,6 +19,7 @@
 
 mod answer;
 mod counters;
+mod coverage;
 mod disk;
 mod entry;
 mod fetch;
@@ -28,6 +29,7 @@ mod invalidate;
 mod key;
 mod layer;
 mod ledger;
+mod list;
 mod memory;
 mod objects;
 mod policy;
@@ -36,12 +38,19 @@ mod rest;
 mod selection;
 mod service;
 mod tier;
+mod warm;
 
 pub use counters::Stats;
-pub use disk::{DiskOptions, DiskStats, Listed, Which};
+pub use coverage::{Ages, Coverage, PartitionCoverage, RouteCoverage, ShipmentCoverage};
+pub use disk::{DiskOptions, DiskStats, Which};
 pub use layer::CacheLayer;
+pub use list::{Copy, Freshness, Query};
 pub use service::{CacheFuture, CacheService};
 pub use tier::{Purged, Tier};
+pub use warm::{
+    LineError, MAX_WARM_CONCURRENCY, MAX_WARM_TARGETS, WARM_CONCURRENCY, WarmError, WarmFailure, WarmOrder,
+    WarmPause, WarmStatus, WarmWhat, Warmer, targets as warm_targets,
+};
 
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -68,7 +77,7 @@ use tokio::time::Instant;
 /// Refreshes in the background at once.
 const REFRESHES: usize = 32;
 /// Whose data it is in the strict profile: everybody's.
-const EVERYBODY: PartitionId = PartitionId([0; 16]);
+pub const EVERYBODY: PartitionId = PartitionId([0; 16]);
 
 /// The copies, and what is known about them. One for the process.
 pub struct Cache {

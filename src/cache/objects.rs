@@ -524,6 +524,7 @@ fn look(routes: &RouteTable, pages: &mut Vec<LeftPage>, listed: &Listed) {
             partition: listed.partition,
             path: listed.path.as_str().into(),
             route: route.clone(),
+            base: listed.base,
         }),
         age: listed.age_seconds,
     });

@@ -200,6 +200,12 @@ impl Facts {
         Said::of(headers).facts(status, headers, asked_at, now, terms)
     }
 
+    /// What another process kept is never fresh.
+    pub(crate) fn not_of_this_process(&mut self) {
+        self.lifetime = Duration::ZERO;
+        self.stale_while_revalidate = None;
+    }
+
     /// How old it is, this long after it arrived.
     pub(crate) fn age(&self, resident: Duration) -> Duration {
         self.initial_age.saturating_add(resident)
@@ -340,6 +346,22 @@ impl Said {
             is_private: directives.private.is_present(),
             stale_if_error: directives.stale_if_error,
             stale_while_revalidate: directives.stale_while_revalidate,
+        }
+    }
+}
+
+// === impl Unkept ===
+
+impl Unkept {
+    /// The label of the metric. `None`: it is no good answer.
+    pub(crate) fn as_str(self) -> Option<&'static str> {
+        match self {
+            Self::NoStore => Some("no-store"),
+            Self::Private => Some("private"),
+            Self::SetCookie => Some("set-cookie"),
+            Self::VaryAny => Some("vary"),
+            Self::Status => Some("status"),
+            Self::EnvelopeError => None,
         }
     }
 }

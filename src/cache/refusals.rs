@@ -61,6 +61,15 @@ struct Proof {
     recorded: i64,
 }
 
+/// How the tokens of a partition stand.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    /// Those that are served stale copies.
+    pub(crate) proven: Vec<u64>,
+    /// Whether one is known that the upstream refuses.
+    pub(crate) has_refused: bool,
+}
+
 /// A token in its partition.
 type Holder = (PartitionId, u64);
 
@@ -183,6 +192,25 @@ impl Refusals {
         self.proven()
             .get(&(partition, token))
             .is_some_and(|proof| u128::from(now.abs_diff(proof.at)) <= u128::from(window.as_secs()))
+    }
+
+    /// How the tokens of all partitions stand.
+    pub(crate) fn standing(&self, now: i64, window: Duration) -> HashMap<PartitionId, Standing> {
+        let mut all: HashMap<PartitionId, Standing> = HashMap::new();
+        for ((partition, token), proof) in self.proven().iter() {
+            let standing = all.entry(*partition).or_default();
+            if u128::from(now.abs_diff(proof.at)) <= u128::from(window.as_secs()) {
+                standing.proven.push(*token);
+            }
+        }
+        for ((partition, token), refused) in &self.known().tokens {
+            if refused.altogether.is_some() {
+                let standing = all.entry(*partition).or_default();
+                standing.has_refused = true;
+                standing.proven.retain(|proven| proven != token);
+            }
+        }
+        all
     }
 
     /// Something is about to be kept for this partition.

@@ -276,7 +276,7 @@ impl Read {
 impl Cache {
     /// Takes a request as a read, or tells why it is none.
     #[expect(clippy::result_large_err, reason = "the request goes on, it is not an error that travels")]
-    fn read(&self, request: Request<Body>) -> Result<Read, (Request<Body>, Forward)> {
+    pub(crate) fn read(&self, request: Request<Body>) -> Result<Read, (Request<Body>, Forward)> {
         let is_head = *request.method() == Method::HEAD;
         if !is_head && *request.method() != Method::GET {
             return Err((request, Forward::Method));
@@ -380,7 +380,7 @@ impl Cache {
     }
 
     /// What is done with a copy.
-    fn use_of(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Use {
+    pub(crate) fn use_of(&self, read: &Read, entry: &Entry, now: &Confirmed) -> Use {
         let age = entry.facts.age(entry.confirmed.since(now));
         let is_outdated =
             entry.confirmed.is_ahead_of(now) || self.marks.is_outdated(entry.names, entry.began);
@@ -585,7 +585,11 @@ async fn fetch(
     let role = if is_for_one {
         Role::Alone
     } else {
-        cache.flights.enter(key, arrived, began, |moment| cache.marks.is_cut_off(names, moment))
+        let role = cache.flights.enter(key, arrived, began, |moment| cache.marks.is_cut_off(names, moment));
+        if matches!(role, Role::Alone) {
+            cache.counters.hit_for_miss.inc();
+        }
+        role
     };
     let may_stand_in = |entry| cache.may_stand_in(&read, entry, Why::TOO_SLOW, &cache.now()).is_ok();
     let has_copy = found.entry.as_deref().is_some_and(may_stand_in);

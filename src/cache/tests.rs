@@ -22,14 +22,17 @@ use tower::util::BoxCloneSyncService;
 use tower::{Layer, ServiceExt, service_fn};
 
 mod asks;
+mod coverage;
 mod disk;
 mod fill;
 mod flowing;
 mod keep;
+mod list;
 mod mended;
 mod objects;
 mod outage;
 mod strict;
+mod warm;
 mod who;
 mod writes;
 

@@ -5,10 +5,10 @@
 //! opened nobody waits for it but who would get an error otherwise.
 
 use super::Cache;
-use super::disk::{Disk, DiskOptions, Listed, OnDisk, Restored, Which};
+use super::disk::{Disk, DiskOptions, OnDisk, Restored, Which};
 use super::entry::{About, Asked, Confirmed, Entry};
 use super::invalidate::{Marks, resource};
-use super::key::Key;
+use super::key::{self, Key};
 use super::ledger::{Found, Ledger};
 use super::refusals::Refusals;
 use super::service::Read;
@@ -383,20 +383,6 @@ impl Cache {
             disk.flush().await;
         }
     }
-
-    /// Copies on disk in the order of their ids, after one, each with whether memory has its key too. Without a second
-    /// tier: none.
-    pub async fn list(&self, after: Option<&str>, limit: usize) -> Vec<(Listed, bool)> {
-        let Some(disk) = &self.disk else { return Vec::new() };
-        let listed = disk.list(after, limit).await;
-        listed
-            .into_iter()
-            .map(|listed| {
-                let is_in_memory = self.memory.get(&Key(listed.key)).is_some();
-                (listed, is_in_memory)
-            })
-            .collect()
-    }
 }
 
 // === impl Read ===
@@ -405,6 +391,12 @@ impl Read {
     /// What its answer is a copy of.
     pub(crate) fn about(&self) -> About {
         let target = self.uri.path_and_query().map_or("/", |target| target.as_str());
-        About { partition: self.partition, path: target.into(), route: self.context.route.clone() }
+        let config = &self.context.config;
+        About {
+            partition: self.partition,
+            path: target.into(),
+            route: self.context.route.clone(),
+            base: key::base(&config.settings.upstream.base_url, &config.public_url),
+        }
     }
 }

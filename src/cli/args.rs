@@ -203,17 +203,94 @@ pub struct AutoArgs {
 pub enum CacheCommand {
     /// What it did and what it holds, in memory and on disk.
     Stats,
-    /// List the copies on disk.
-    List {
-        /// At most so many.
-        #[arg(long, default_value_t = 100)]
-        limit: usize,
-        /// Only what comes after this key: the last one of the page before.
-        #[arg(long, value_name = "KEY")]
-        after: Option<String>,
+    /// List the copies in memory and on disk: how old, how large, how often used, and whether they are fresh.
+    List(ListArgs),
+    /// Fetch what an outage is to find: URLs, or all active shipments with their lists. Shows how it goes.
+    ///
+    /// Copies are found by who asks in the same form: for the same credential, with the same Flexport-Version, Accept and
+    /// Accept-Language. One job at a time; Ctrl-C ends the watching, not the job.
+    Warm(WarmArgs),
+    /// Tell what an outage would be served if it began now, how old that is, and what not and why.
+    Coverage {
+        /// Only for a partition, by its name or id.
+        #[arg(long, value_name = "NAME")]
+        partition: Option<String>,
     },
     /// Mark copies out of date: they are asked for anew, and still serve an outage. With --hard they are deleted.
     Purge(PurgeArgs),
+}
+
+/// Listing copies.
+#[derive(Debug, Clone, Args)]
+pub struct ListArgs {
+    /// Only those of a tag, such as shipments.
+    #[arg(long)]
+    pub tag: Option<String>,
+    /// Only those whose path begins so.
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// Only those of a path, with any query.
+    #[arg(long)]
+    pub path: Option<String>,
+    /// Only those of a partition, by its name or id.
+    #[arg(long, value_name = "NAME")]
+    pub partition: Option<String>,
+    /// Only those in this state: fresh, stale, or revalidate (not to be used before Flexport was asked).
+    #[arg(long, value_name = "STATE")]
+    pub freshness: Option<String>,
+    /// At most so many.
+    #[arg(long, default_value_t = 100)]
+    pub limit: usize,
+    /// Only what comes after this key: the last one of the page before.
+    #[arg(long, value_name = "KEY")]
+    pub after: Option<String>,
+}
+
+/// Warming the cache.
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+pub struct WarmArgs {
+    /// Paths such as `/shipments?per=10`, or whole URLs.
+    #[arg(group = "what", value_name = "URL", conflicts_with_all = ["shipments", "status", "cancel"])]
+    pub urls: Vec<String>,
+    /// A file with one URL a line, `-` for standard input; empty lines and those that begin with # are none.
+    #[arg(long, group = "what", value_name = "FILE", conflicts_with_all = ["urls", "shipments", "status", "cancel"])]
+    pub file: Option<PathBuf>,
+    /// All active shipments: the pages of /shipments, each that is neither delivered in full nor archived, and the lists
+    /// that it links to (legs, documents, containers and so on).
+    #[arg(long, group = "what", conflicts_with_all = ["status", "cancel"])]
+    pub shipments: bool,
+    /// Show how it goes, or how the last job went, and begin nothing.
+    #[arg(long, group = "what", conflicts_with = "cancel")]
+    pub status: bool,
+    /// Begin nothing more; what is on its way comes to its end.
+    #[arg(long, group = "what")]
+    pub cancel: bool,
+    /// With credentials.mode = "inject": the alias whose partition is warmed [default: credentials.default].
+    #[arg(long, value_name = "ALIAS")]
+    pub credential: Option<String>,
+    /// With credentials.mode = "passthrough": a file with the Flexport token of the service that is to find the copies
+    /// (or the token itself in $SEAWALL_WARM_TOKEN).
+    #[arg(long, value_name = "FILE")]
+    pub flexport_token_file: Option<PathBuf>,
+    /// Flexport-Version, as the services send it.
+    #[arg(long, value_name = "VERSION")]
+    pub flexport_version: Option<String>,
+    /// Accept, as the services send it.
+    #[arg(long, value_name = "VALUE")]
+    pub accept: Option<String>,
+    /// Accept-Language, as the services send it.
+    #[arg(long, value_name = "VALUE")]
+    pub accept_language: Option<String>,
+    /// Requests at once, from 1 to 16.
+    #[arg(long, value_name = "N")]
+    pub concurrency: Option<usize>,
+    /// Why; kept in the audit log.
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Do not wait for the end.
+    #[arg(long)]
+    pub detach: bool,
 }
 
 /// Purging copies.
@@ -249,8 +326,8 @@ pub struct PurgeWhich {
     /// Those of a tag, such as shipments.
     #[arg(long)]
     pub tag: Option<String>,
-    /// Those of a partition.
-    #[arg(long, value_name = "ID")]
+    /// Those of a partition, by the name that `cache list` shows, or its id.
+    #[arg(long, value_name = "NAME")]
     pub partition: Option<String>,
     /// All.
     #[arg(long)]

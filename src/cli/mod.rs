@@ -21,6 +21,7 @@ mod serve;
 mod simulate;
 mod status;
 mod store;
+mod warm;
 
 pub use args::{Cli, Command};
 use std::process::ExitCode;

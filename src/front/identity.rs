@@ -68,6 +68,43 @@ impl Identifier {
         }
     }
 
+    /// The partitions that the configuration gives a name, with it: aliases, or declared identities.
+    pub fn named(&self, config: &Snapshot) -> Vec<(PartitionId, std::sync::Arc<str>)> {
+        match config.settings.credentials.mode {
+            CredentialMode::Inject => {
+                let names = config.credentials.keys();
+                names.map(|name| (self.partition(b"alias", name.as_bytes()), name.clone())).collect()
+            }
+            CredentialMode::Passthrough => {
+                let mut names: Vec<_> = config.identities.values().cloned().collect();
+                names.sort_unstable();
+                names.dedup();
+                names.into_iter().map(|name| (self.partition(b"identity", name.as_bytes()), name)).collect()
+            }
+        }
+    }
+
+    /// Who acts with an alias of ours. `None`: there is no such alias.
+    pub fn of_alias(&self, alias: &str, config: &Snapshot) -> Option<Identity> {
+        let (alias, _) = config.credentials.get_key_value(alias)?;
+        let partition = self.partition(b"alias", alias.as_bytes());
+        Some(Identity {
+            caller: None,
+            credential: Credential::Alias(alias.clone()),
+            partition: Some(partition),
+            owner: Some(OwnerId(partition.0)),
+        })
+    }
+
+    /// Who acts with a token of a caller's, passed through in this field.
+    pub fn of_authorization(
+        &self,
+        authorization: &HeaderValue,
+        config: &Snapshot,
+    ) -> Result<Identity, ProxyError> {
+        self.passthrough(Some(authorization), None, config)
+    }
+
     fn passthrough(
         &self,
         authorization: Option<&HeaderValue>,

@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// Everything that is counted. Cheap to clone: share it as `Arc`.
 pub struct Metrics {
@@ -62,10 +63,13 @@ pub struct Metrics {
     pub rate_waiting: Gauge,
     /// Calls that a rate gate refused, by lane.
     pub rate_refused: Family<ResultLabels, Counter>,
-    /// Reads by what the cache did: `hit`, `miss`, `revalidated`, `stale`, `collapsed`, `bypass`, `refused`.
+    /// Reads by what the cache did: `hit`, `miss`, `revalidated`, `stale`, `collapsed`, `hit_for_miss`, `bypass`,
+    /// `refused`.
     pub cache_reads: Family<ResultLabels, Counter>,
-    /// Copies that an outage could not use, by reason.
+    /// Copies that could not be used when one was needed, by reason.
     pub cache_stale_refused: Family<ResultLabels, Counter>,
+    /// Good answers with which an outage could not be served, by reason: told while all is well.
+    pub cache_unservable: Family<ResultLabels, Counter>,
     /// Age of what was served stale.
     pub cache_stale_age_seconds: Histogram,
     /// Objects served out of a page of their collection; also counted as `stale` reads.
@@ -82,6 +86,8 @@ pub struct Metrics {
     pub cache_disk_bytes: Gauge,
     /// Bytes in them that count.
     pub cache_disk_live_bytes: Gauge,
+    /// Bytes of the files of the second tier for each byte in them that counts.
+    pub cache_disk_to_live_ratio: Gauge<f64, AtomicU64>,
     /// Copies that were read from disk.
     pub cache_disk_hits: Counter,
     /// Copies written to disk.
@@ -90,6 +96,12 @@ pub struct Metrics {
     pub cache_disk_renewed: Counter,
     /// What the second tier did not take, or gave up: `full`, `space`, `too-large`, `undecodable`, `failed`, `off`.
     pub cache_disk_dropped: Family<ResultLabels, Counter>,
+    /// What warms the cache: 0 nothing, 1 it runs, 2 it pauses.
+    pub cache_warm_state: Gauge,
+    /// Targets that wait to be warmed.
+    pub cache_warm_left: Gauge,
+    /// Targets warmed, by result: `stored`, `confirmed`, `fresh`, `skipped`, `failed`.
+    pub cache_warmed: Family<ResultLabels, Counter>,
     /// Writes that are known, by state, with settled ones that are kept.
     pub queue_depth: Family<StateLabels, Gauge>,
     /// Age of the oldest unsettled write, in seconds.
@@ -268,7 +280,12 @@ impl Metrics {
         let cache_reads = metric!("cache_reads", "Reads by what the cache did", Family::default());
         let cache_stale_refused = metric!(
             "cache_stale_refused",
-            "Copies that an outage could not use by reason",
+            "Copies that could not be used when one was needed by reason",
+            Family::default()
+        );
+        let cache_unservable = metric!(
+            "cache_unservable",
+            "Good answers with which an outage could not be served by reason",
             Family::default()
         );
         let cache_stale_age_seconds = metric!(
@@ -290,12 +307,21 @@ impl Metrics {
             metric!("cache_disk_bytes", "Bytes of the files of the second tier", Gauge::default());
         let cache_disk_live_bytes =
             metric!("cache_disk_live_bytes", "Bytes in the second tier that count", Gauge::default());
+        let cache_disk_to_live_ratio = metric!(
+            "cache_disk_to_live_ratio",
+            "Bytes of the files of the second tier for each byte that counts",
+            Gauge::<f64, AtomicU64>::default()
+        );
         let cache_disk_hits = metric!("cache_disk_hits", "Copies read from disk", Counter::default());
         let cache_disk_written = metric!("cache_disk_written", "Copies written to disk", Counter::default());
         let cache_disk_renewed =
             metric!("cache_disk_renewed", "Copies on disk whose time was renewed", Counter::default());
         let cache_disk_dropped =
             metric!("cache_disk_dropped", "What the second tier did not take or gave up", Family::default());
+        let cache_warm_state =
+            metric!("cache_warm_state", "Warming: 0 nothing, 1 it runs, 2 it pauses", Gauge::default());
+        let cache_warm_left = metric!("cache_warm_left", "Targets that wait to be warmed", Gauge::default());
+        let cache_warmed = metric!("cache_warmed", "Targets warmed by result", Family::default());
         let queue_depth = metric!(
             "queue_depth",
             "Writes that are known by state, with settled ones that are kept",
@@ -361,6 +387,7 @@ impl Metrics {
             rate_refused,
             cache_reads,
             cache_stale_refused,
+            cache_unservable,
             cache_stale_age_seconds,
             cache_from_collection,
             cache_entries,
@@ -369,10 +396,14 @@ impl Metrics {
             cache_disk_entries,
             cache_disk_bytes,
             cache_disk_live_bytes,
+            cache_disk_to_live_ratio,
             cache_disk_hits,
             cache_disk_written,
             cache_disk_renewed,
             cache_disk_dropped,
+            cache_warm_state,
+            cache_warm_left,
+            cache_warmed,
             queue_depth,
             queue_oldest_seconds,
             queue_settled,

@@ -13,4 +13,5 @@ mod path;
 mod reads;
 mod support;
 mod upstream;
+mod warm;
 mod writes;

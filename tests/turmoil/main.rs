@@ -11,8 +11,7 @@
 //! Time, network and disk are simulated, and a seed gives the same troubles and the same calls again; which of several
 //! ready branches of a `select!` goes first is tokio's to choose, so a run is not the same to the last bit.
 //!
-//! Breaker for breaker this belongs to issue 4; of the queue, more kinds of writes and questions about unknown outcomes
-//! are to be added to `callers::call` and `flexport::Flexport::read`, which answers truly but for lists.
+//! More kinds of writes belong into `callers::call`; `flexport::Flexport::read` answers truly but for lists.
 
 #![expect(clippy::unwrap_used, reason = "it is a test")]
 

@@ -169,27 +169,34 @@ pub enum Which {
     All,
 }
 
-/// A copy in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Listed {
-    /// Names it on disk; also the cursor for what comes after it.
-    pub id: String,
+/// A copy on disk, but for its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Names it on disk.
+    pub(crate) id: String,
     /// Path and query.
-    pub path: String,
+    pub(crate) path: String,
     /// The tag of its route.
-    pub tag: String,
+    pub(crate) tag: String,
     /// Whose it is.
-    pub partition: PartitionId,
+    pub(crate) partition: PartitionId,
     /// The status of the answer.
-    pub status: u16,
+    pub(crate) status: u16,
     /// When the upstream last confirmed it.
-    pub confirmed_at: String,
+    pub(crate) at: Timestamp,
     /// Seconds since then.
-    pub age_seconds: u64,
+    pub(crate) age_seconds: u64,
     /// Bytes on disk.
-    pub bytes: u64,
-    #[serde(skip)]
+    pub(crate) bytes: u64,
+    /// Whether its body is JSON, without a coding.
+    pub(crate) is_json: bool,
+    /// What it was kept under. Zero: that is not known.
+    pub(crate) base: u64,
     pub(crate) key: [u8; 32],
+    pub(crate) facts: Facts,
+    pub(crate) began: Moment,
+    /// Whether this process wrote it.
+    pub(crate) is_own: bool,
 }
 
 /// What the tier did since the start, and what it holds.
@@ -239,6 +246,7 @@ struct Counters {
     entries: Gauge,
     live_bytes: Gauge,
     disk_bytes: Gauge,
+    ratio: Gauge<f64, AtomicU64>,
     disk: AtomicU64,
 }
 
@@ -524,8 +532,7 @@ impl Disk {
             let body = handle.body()?;
             let mut facts = head.facts();
             if head.run != self.run {
-                facts.lifetime = Duration::ZERO;
-                facts.stale_while_revalidate = None;
+                facts.not_of_this_process();
             }
             Some(Restored {
                 status: head.status()?,
@@ -579,18 +586,14 @@ impl Disk {
     }
 
     /// Copies in the order of their ids, after one.
+    #[cfg(test)]
     pub(crate) async fn list(self: &Arc<Self>, after: Option<&str>, limit: usize) -> Vec<Listed> {
         let after = after.and_then(|after| after.parse::<Id>().ok());
-        let this = self.clone();
-        let work = move || {
-            let mut found = Vec::new();
-            this.each(after, &mut |_, listed| {
-                found.extend(listed);
-                found.len() < limit
-            });
-            found
+        let look = move |found: &mut Vec<Listed>, listed: &Listed, _: &dyn Fn() -> Option<Vec<u8>>| {
+            found.push(listed.clone());
+            found.len() < limit
         };
-        tokio::task::spawn_blocking(work).await.unwrap_or_default()
+        self.walk(after, Vec::new(), look).await.unwrap_or_default()
     }
 
     /// Shows all copies that there are to somebody, and gives back what that made of them. Counts as a key that is
@@ -599,20 +602,61 @@ impl Disk {
         self: &Arc<Self>,
         mut look: impl FnMut(&mut T, &Listed) + Send + 'static,
     ) -> T {
-        let Ok(permit) = self.reads.clone().acquire_owned().await else { return T::default() };
+        let look = move |seen: &mut T, listed: &Listed, _: &dyn Fn() -> Option<Vec<u8>>| {
+            look(seen, listed);
+            true
+        };
+        self.walk(None, T::default(), look).await.unwrap_or_default()
+    }
+
+    /// Shows copies in the order of their ids, after one, each with a way to read its body, for as long as it is told
+    /// that there should be more. Counts as a key that is read. `None`: the process ends, or it panicked.
+    pub(crate) async fn walk<T: Send + 'static>(
+        self: &Arc<Self>,
+        after: Option<Id>,
+        mut seen: T,
+        mut look: impl FnMut(&mut T, &Listed, &dyn Fn() -> Option<Vec<u8>>) -> bool + Send + 'static,
+    ) -> Option<T> {
+        let permit = self.reads.clone().acquire_owned().await.ok()?;
         let this = self.clone();
         let work = move || {
             let _permit = permit;
-            let mut seen = T::default();
-            this.each(None, &mut |_, listed| {
-                if let Some(listed) = &listed {
-                    look(&mut seen, listed);
-                }
-                true
+            this.each(after, &mut |handle, listed| match &listed {
+                Some(listed) => look(&mut seen, listed, &|| handle.body()),
+                None => true,
             });
             seen
         };
-        tokio::task::spawn_blocking(work).await.unwrap_or_default()
+        tokio::task::spawn_blocking(work).await.ok()
+    }
+
+    /// Whether there is a copy of this name, from memory alone.
+    pub(crate) fn has_id(&self, id: &Id) -> bool {
+        match &*lock(&self.reading) {
+            Reading::Nothing(_) => false,
+            Reading::From(table, _) => lock(table).index.get(id).is_some_and(|slot| !slot.is_gone),
+        }
+    }
+
+    /// How many copies there are of each partition, from memory alone.
+    pub(crate) fn partitions(&self) -> HashMap<PartitionId, usize> {
+        const STEP: usize = 4096;
+        let mut found = HashMap::new();
+        let mut last = None;
+        loop {
+            // A piece at a time: readers wait for the lock meanwhile.
+            let piece: Vec<(Id, Slot)> = match &*lock(&self.reading) {
+                Reading::Nothing(_) => return found,
+                Reading::From(table, _) => {
+                    lock(table).index.after(last).take(STEP).map(|(id, slot)| (*id, *slot)).collect()
+                }
+            };
+            let Some((end, _)) = piece.last() else { return found };
+            last = Some(*end);
+            for (_, slot) in piece.iter().filter(|(_, slot)| !slot.is_gone) {
+                *found.entry(slot.partition).or_default() += 1;
+            }
+        }
     }
 
     /// Shows the copies on disk, in the order of their ids, until it is told that this is enough. `None`: one that
@@ -621,12 +665,13 @@ impl Disk {
         const STEP: usize = 256;
         let mut last = after;
         loop {
-            let handles: Vec<Handle> = match &*lock(&self.reading) {
+            let (handles, newest): (Vec<Handle>, i64) = match &*lock(&self.reading) {
                 Reading::Nothing(_) => return,
                 Reading::From(table, seals) => {
                     let table = lock(table);
                     let ids: Vec<Id> = table.index.after(last).take(STEP).map(|(id, _)| *id).collect();
-                    ids.into_iter().filter_map(|id| table.handle(id, seals)).collect()
+                    let handles = ids.into_iter().filter_map(|id| table.handle(id, seals)).collect();
+                    (handles, table.index.newest())
                 }
             };
             let Some(end) = handles.last() else { return };
@@ -634,7 +679,11 @@ impl Disk {
             let now = self.clock.now();
             for handle in &handles {
                 let head = if handle.slot.is_gone { None } else { handle.head() };
-                if !is_more(handle, head.and_then(|head| Listed::of(handle, head, now))) {
+                let listed = head.and_then(|head| {
+                    let is_own = head.run == self.run;
+                    Listed::of(handle, head, is_own, self.confirmed(&handle.slot, is_own, newest), now)
+                });
+                if !is_more(handle, listed) {
                     return;
                 }
             }
@@ -654,6 +703,7 @@ impl Disk {
         counters.entries.set(entries.cast_signed());
         counters.live_bytes.set(live_bytes.cast_signed());
         counters.disk_bytes.set(disk_bytes.cast_signed());
+        counters.ratio.set(if live_bytes == 0 { 0.0 } else { disk_bytes as f64 / live_bytes as f64 });
         DiskStats {
             state: match &*self.phase.borrow() {
                 Phase::Loading => "loading".to_owned(),
@@ -759,6 +809,7 @@ impl Disk {
             key: &key.0,
             path: &entry.about.path,
             tag: entry.about.tag(),
+            base: entry.about.base,
             status: entry.status,
             began,
             run: self.run,
@@ -830,18 +881,26 @@ impl Restored {
 // === impl Listed ===
 
 impl Listed {
-    fn of(handle: &Handle, head: Head, now: Timestamp) -> Option<Self> {
-        let at = record::at(handle.slot.at);
+    fn of(handle: &Handle, head: Head, is_own: bool, at: Timestamp, now: Timestamp) -> Option<Self> {
+        let mut facts = head.facts();
+        if !is_own {
+            facts.not_of_this_process();
+        }
         Some(Self {
             id: handle.id.to_string(),
             key: record::unhex(&head.key)?,
+            is_json: head.is_json(),
+            base: head.base,
             status: head.status().map_or(0, |status| status.as_u16()),
             path: head.path,
             tag: head.tag,
             partition: handle.slot.partition,
-            confirmed_at: at.to_string(),
             age_seconds: crate::clock::since(now, at).as_secs(),
             bytes: handle.slot.bytes(),
+            at,
+            facts,
+            began: Moment::of(head.began),
+            is_own,
         })
     }
 }
@@ -873,7 +932,7 @@ impl Drop for Finding<'_> {
 // === impl Which ===
 
 impl Which {
-    fn means(&self, listed: &Listed) -> bool {
+    pub(crate) fn means(&self, listed: &Listed) -> bool {
         if let Self::Id(id) = self {
             return listed.id == *id;
         }
@@ -1203,6 +1262,7 @@ impl Counters {
             entries: metrics.cache_disk_entries.clone(),
             live_bytes: metrics.cache_disk_live_bytes.clone(),
             disk_bytes: metrics.cache_disk_bytes.clone(),
+            ratio: metrics.cache_disk_to_live_ratio.clone(),
             disk: AtomicU64::new(0),
         }
     }

@@ -14,6 +14,7 @@
 
 use super::super::policy::Facts;
 use crate::http::Fields;
+use crate::http::headers::is_json;
 use crate::ids::PartitionId;
 use aws_lc_rs::digest;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -86,6 +87,9 @@ pub(crate) struct Head {
     /// The origin's fields. A value's bytes are its characters' numbers.
     fields: Vec<(String, String)>,
     selecting: Vec<(String, Vec<String>)>,
+    /// What it was kept under. Zero: that is not known.
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub(crate) base: u64,
 }
 
 /// [`Facts`], in milliseconds.
@@ -110,12 +114,18 @@ pub(crate) struct Source<'a> {
     pub(crate) key: &'a [u8; 32],
     pub(crate) path: &'a str,
     pub(crate) tag: &'a str,
+    pub(crate) base: u64,
     pub(crate) status: StatusCode,
     pub(crate) began: u64,
     pub(crate) run: u64,
     pub(crate) facts: &'a Facts,
     pub(crate) fields: &'a Fields,
     pub(crate) selecting: &'a [(HeaderName, Vec<HeaderValue>)],
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_unknown(base: &u64) -> bool {
+    *base == 0
 }
 
 // === impl Id ===
@@ -279,6 +289,7 @@ impl Head {
                 .iter()
                 .map(|(name, values)| (name.as_str().to_owned(), values.iter().map(text).collect()))
                 .collect(),
+            base: source.base,
         }
     }
 
@@ -314,6 +325,16 @@ impl Head {
             map.append(HeaderName::from_bytes(name.as_bytes()).ok()?, value_of(value)?);
         }
         Some(map)
+    }
+
+    /// Whether its body is JSON, without a coding.
+    pub(crate) fn is_json(&self) -> bool {
+        let of = |wanted: &str| {
+            let value = self.fields.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+            value.and_then(|value| value_of(value))
+        };
+        is_json(of("content-type").as_ref())
+            && of("content-encoding").is_none_or(|coding| coding == "identity")
     }
 
     /// The request fields that selected it.
@@ -420,6 +441,7 @@ mod tests {
         Head::of(&Source {
             key: &[7; 32],
             path: "/shipments/1?expand=x",
+            base: 0,
             tag: "shipments",
             status: StatusCode::OK,
             began: 3,

@@ -122,6 +122,7 @@ impl Tier {
         let marks = Marks::new([1, 2], None);
         let path = if number.is_multiple_of(3) { "/bookings" } else { "/shipments" };
         let about = About {
+            base: 0,
             partition: PartitionId([u8::try_from(number % 2).unwrap(); 16]),
             path: format!("/shipments/{number}?page=1").into(),
             route: route(path),

@@ -171,3 +171,30 @@ async fn the_clock_going_back_makes_a_copy_stale() {
     let got = world.get("/shipments").send().await;
     assert_eq!((&got.body[..], world.asked()), (&b"two"[..], 2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_part_is_served_of_what_nobody_rewrites() {
+    let world = world();
+    let plain = [("content-type", "text/csv"), ("cache-control", "max-age=9"), ("etag", "\"a\"")];
+    world.plan([ok(&plain, "0123456789")]);
+    world.get("/shipments").send().await;
+    let range = |range: &str| world.get("/shipments").with("range", range);
+    let got = range("bytes=2-4").send().await;
+    assert_eq!(got.status, 206);
+    assert_eq!(got.body, "234");
+    assert_eq!(got.headers["content-range"], "bytes 2-4/10");
+    assert_eq!(got.headers["content-length"], "3");
+    let got = range("bytes=10-").send().await;
+    assert_eq!(got.status, 416);
+    assert_eq!(got.body, "");
+    assert_eq!(got.headers["content-range"], "bytes */10");
+    let got = range("bytes=2-4").with("if-none-match", "\"a\"").send().await;
+    assert_eq!(got.status, 304);
+
+    let json = [("content-type", "application/json"), ("cache-control", "max-age=9")];
+    world.plan([ok(&json, "{\"data\":1}")]);
+    world.get("/bookings").send().await;
+    let got = world.get("/bookings").with("range", "bytes=2-4").send().await;
+    assert_eq!(got.status, 200);
+    assert_eq!(got.body, "{\"data\":1}");
+}

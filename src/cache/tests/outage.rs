@@ -254,8 +254,6 @@ async fn a_key_whose_refresh_failed_is_left_alone_for_longer_each_time() {
     }
 }
 
-type Fields<'a> = &'a [(&'static str, &'a str)];
-
 /// In memory and on disk. A wrong 304 is one that speaks of another copy, or that nobody asked for.
 #[tokio::test(start_paused = true)]
 async fn a_failed_refresh_never_replaces_the_last_good_copy() {
@@ -268,7 +266,8 @@ async fn a_failed_refresh_never_replaces_the_last_good_copy() {
     let tagged = [("etag", "\"a\"")];
     let other_304 = || answer(304, &[("etag", "\"b\"")], "");
     let error = r#"{"_object":"/api/response","data":null,"error":{"code":"x"}}"#;
-    let cases: Vec<(&str, Fields<'_>, Vec<Step>)> = vec![
+    type Case<'a> = (&'a str, &'a [(&'static str, &'a str)], Vec<Step>);
+    let cases: Vec<Case<'_>> = vec![
         ("500", &[], vec![answer(500, &[], "no")]),
         ("503 that says it may be kept", &[], vec![answer(503, &[("cache-control", "max-age=600")], "no")]),
         ("429", &[], vec![answer(429, &[("retry-after", "9"), ("cache-control", "max-age=60")], "no")]),
