@@ -88,16 +88,16 @@ pub(super) async fn start(
     let config = admin.config.current();
     let what = match (&wanted.urls, wanted.shipments.as_deref()) {
         (Some(lines), None) => {
+            if lines.len() > MAX_WARM_TARGETS {
+                return Err(Problem::bad(format!(
+                    "urls: {} are more than the {MAX_WARM_TARGETS} of one job",
+                    lines.len()
+                )));
+            }
             let targets = warm_targets(lines, &config)
                 .map_err(|error| Problem::bad(format!("urls: line {}: {}", error.line, error.what)))?;
             if targets.is_empty() {
                 return Err(Problem::bad("urls: there is no URL in the list"));
-            }
-            if targets.len() > MAX_WARM_TARGETS {
-                return Err(Problem::bad(format!(
-                    "urls: {} are more than the {MAX_WARM_TARGETS} of one job",
-                    targets.len()
-                )));
             }
             WarmWhat::Targets(targets)
         }
@@ -118,6 +118,10 @@ pub(super) async fn start(
         ("accept_language", ACCEPT_LANGUAGE, &wanted.accept_language),
     ] {
         if let Some(value) = value {
+            if value.trim().is_empty() {
+                // A key of its own, which no service would ask by.
+                return Err(Problem::bad(format!("{field}: it is empty; leave it out")));
+            }
             let value = HeaderValue::from_str(value.trim()).map_err(|_| {
                 Problem::bad(format!("{field}: it holds characters that a header field cannot"))
             })?;

@@ -30,7 +30,7 @@ use crate::http::range::Part;
 use bytes::Bytes;
 use http::header::{
     AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    DATE, ETAG, EXPIRES, LAST_MODIFIED, RETRY_AFTER, VARY,
+    DATE, ETAG, EXPIRES, HeaderName, LAST_MODIFIED, RETRY_AFTER, SET_COOKIE, VARY,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
@@ -458,6 +458,9 @@ fn unless_unchanged(read: &Read, response: Response<Body>, now: &Confirmed) -> R
     response
 }
 
+const CONTENT_DIGESTS: [HeaderName; 2] =
+    [HeaderName::from_static("content-digest"), HeaderName::from_static("content-md5")];
+
 /// Makes a 206 of it (RFC 9110 §15.3.7).
 fn cut(response: &mut Response<Body>, whole: &Bytes, range: Range<usize>) {
     let said = format!("bytes {}-{}/{}", range.start, range.end - 1, whole.len());
@@ -465,6 +468,10 @@ fn cut(response: &mut Response<Body>, whole: &Bytes, range: Range<usize>) {
     let headers = response.headers_mut();
     headers.insert(CONTENT_RANGE, HeaderValue::try_from(said).expect("letters and digits"));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(range.len()));
+    // They are of the content of the whole.
+    for name in CONTENT_DIGESTS {
+        headers.remove(name);
+    }
     *response.body_mut() = Body::from(whole.slice(range));
 }
 
@@ -472,9 +479,14 @@ fn cut(response: &mut Response<Body>, whole: &Bytes, range: Range<usize>) {
 fn refuse_range(response: &mut Response<Body>, length: usize) {
     *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
     let headers = response.headers_mut();
-    for name in [CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED] {
+    // Nothing of what describes the whole, or says how long it may be kept, is true of this answer.
+    for name in [CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED, EXPIRES, SET_COOKIE] {
         headers.remove(name);
     }
+    for name in CONTENT_DIGESTS.into_iter().chain([super::policy::CDN_CACHE_CONTROL]) {
+        headers.remove(name);
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(
         CONTENT_RANGE,
         HeaderValue::try_from(format!("bytes */{length}")).expect("letters and digits"),

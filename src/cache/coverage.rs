@@ -381,7 +381,8 @@ impl Seen {
             *by_partition.entry(*partition).or_default() += 1;
         }
         own.extend(objects.own.keys().map(|(_, path)| path.split('?').next().unwrap_or_default()));
-        let listed = self.listed.values().map(|(_, total)| total).sum();
+        // Several may list the same account: the longest list is nearest to what there is.
+        let listed = self.listed.values().map(|(_, total)| *total).max().unwrap_or_default();
         let shipments = ShipmentCoverage {
             served: all.len() as u64,
             from_lists: (all.len() - own.len()) as u64,

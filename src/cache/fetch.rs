@@ -28,7 +28,7 @@ use crate::context::{Call, Lane, Upstream, UpstreamRequest, WholeUntil};
 use crate::error::ProxyError;
 use crate::http::{Body, BodyError, headers};
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, ETAG, LAST_MODIFIED};
 use http::{HeaderMap, Response, StatusCode, response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::pin::Pin;
@@ -416,15 +416,21 @@ impl Cache {
     /// §4.3.5). Only where nothing is rewritten: else neither length nor digest would tell.
     fn freshen(&self, errand: &Errand, head: &HeaderMap, asked_at: Confirmed) {
         let read = &*errand.read;
+        if read.ask.directives.no_store {
+            return;
+        }
         let Some(variants) = self.memory.peek(&read.key) else { return };
         let Some(old) = variants.selected(read.asked()) else { return };
         let now = self.now();
+        // Without a validator it says nothing of what a write has done in between.
+        let is_vouched_for = [ETAG, LAST_MODIFIED].iter().any(|name| head.contains_key(name));
         let (head, facts, confirmed, began, asked_at) = if old.is_described_by(head) {
             let head = old.renewed(head.clone(), now.at, read.terms.keeps_cookies);
             let verdict =
                 policy::keep(old.status, &head, read.has_credential(), asked_at.at, now.at, &read.terms);
-            let Ok(facts) = verdict else { return self.forget(&read.key, Some(old)) };
-            (head, facts, now, errand.began, asked_at.monotonic)
+            let Ok(mut facts) = verdict else { return self.forget(&read.key, Some(old)) };
+            facts.no_cache |= old.facts.no_cache && !is_vouched_for;
+            (head, facts, now, if is_vouched_for { errand.began } else { old.began }, asked_at.monotonic)
         } else {
             let facts = Facts { no_cache: true, ..old.facts.clone() };
             (old.head.to_map(0), facts, old.confirmed, old.began, old.asked_at)
@@ -441,7 +447,12 @@ impl Cache {
             old.about.clone(),
             read.asked(),
         );
-        self.memory.put(read.key, Arc::new(entry), read.asked(), || ());
+        let entry = Arc::new(entry);
+        self.memory.put(read.key, entry.clone(), read.asked(), || ());
+        // As with every copy: a purge from now on finds it, and one from before must not be undone.
+        if self.purges.load(Ordering::Acquire) != errand.purges {
+            self.forget(&read.key, Some(&entry));
+        }
     }
 
     /// Whether an answer says that something is not there any more. A failing upstream may well say so of what is: then
@@ -537,8 +548,12 @@ impl Cache {
         };
         let is_newer = |old: &Arc<Entry>| old.asked_at > asked_at.monotonic;
         if says_gone(status) && !self.has_left(read, status) && !read.is_head && !self.is_strict {
-            // The copy stays, and says from now on that it was denied.
-            if selected().map_or_else(|| self.on_disk(&read.key) != OnDisk::No, |old| !is_newer(&old)) {
+            // The copy stays, and says from now on that it was denied. One page of a list says nothing of the others.
+            let is_to_mark =
+                |old: Arc<Entry>| !is_newer(&old) && !self.marks.is_outdated(errand.names, old.began);
+            if read.uri.query().is_none()
+                && selected().map_or_else(|| self.on_disk(&read.key) == OnDisk::Maybe, is_to_mark)
+            {
                 self.marks.path(read.partition, read.uri.path());
             }
         }

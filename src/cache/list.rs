@@ -115,14 +115,21 @@ impl Cache {
             Some(Err(())) => return Err("a name is 48 hexadecimal digits".to_owned()),
         };
         let now = self.now();
-        let in_memory = Arc::new(self.in_memory_after(after));
-        let mut found: BTreeMap<Id, Copy> = in_memory
-            .iter()
-            .filter(|(_, (key, entry))| query.which.iter().all(|which| which.means_entry(key, entry)))
-            .map(|(id, (_, entry))| (*id, self.copy_in_memory(*id, entry, &now)))
-            .filter(|(_, copy)| query.freshness.is_none_or(|wanted| copy.freshness == wanted))
-            .take(query.limit)
-            .collect();
+        let (this, wanted) = (self.clone(), query.clone());
+        // Each copy costs a digest: not on a thread that answers callers.
+        let look = move || {
+            let in_memory = Arc::new(this.in_memory_after(after));
+            let found: BTreeMap<Id, Copy> = in_memory
+                .iter()
+                .filter(|(_, (key, entry))| wanted.which.iter().all(|which| which.means_entry(key, entry)))
+                .map(|(id, (_, entry))| (*id, this.copy_in_memory(*id, entry, &now)))
+                .filter(|(_, copy)| wanted.freshness.is_none_or(|freshness| copy.freshness == freshness))
+                .take(wanted.limit)
+                .collect();
+            (in_memory, found)
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        let (in_memory, mut found) = looked.map_err(|error| error.to_string())?;
         if let Some(disk) = &self.disk {
             let (this, known, wanted) = (self.clone(), in_memory.clone(), query.clone());
             let look = move |seen: &mut Vec<(Id, Copy)>, listed: &Listed, _: &dyn Fn() -> Option<Vec<u8>>| {

@@ -40,17 +40,20 @@ pub(super) fn is_same<'a>(
     plain(&mut asked) == plain(&mut stored)
 }
 
-/// In small letters, without blanks outside of quotes.
+/// Outside of quotes: in small letters, without blanks.
 fn without_blanks(member: &[u8]) -> Vec<u8> {
-    let mut is_quoted = false;
-    member
-        .iter()
-        .filter(|byte| {
-            is_quoted ^= **byte == b'"';
-            is_quoted || !matches!(byte, b' ' | b'\t')
-        })
-        .map(u8::to_ascii_lowercase)
-        .collect()
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let mut plain = Vec::with_capacity(member.len());
+    for byte in member {
+        is_quoted ^= *byte == b'"' && !is_escaped;
+        is_escaped = is_quoted && *byte == b'\\' && !is_escaped;
+        match byte {
+            _ if is_quoted => plain.push(*byte),
+            b' ' | b'\t' => {}
+            byte => plain.push(byte.to_ascii_lowercase()),
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -59,7 +62,10 @@ mod tests {
 
     #[test]
     fn fields_are_compared_by_what_they_mean() {
-        let cases: [(&str, &[&str], &[&str], bool); 18] = [
+        let cases: [(&str, &[&str], &[&str], bool); 21] = [
+            ("accept", &["a/b;c=\"X y\""], &["A/b; c=\"X y\""], true),
+            ("accept", &["a/b;c=\"X\""], &["a/b;c=\"x\""], false),
+            ("accept", &[r#"a/b;c="\"x""#], &[r#"a/b;c="\" x""#], false),
             ("x-kind", &["a,b"], &["a, b"], true),
             ("x-kind", &["a", "b"], &["a, b"], true),
             ("x-kind", &["a,, b,"], &["a, b"], true),

@@ -413,6 +413,10 @@ impl Cache {
         }
         read.is_head = false;
         read.interim = None;
+        // What one caller asked of the whole is no matter of all others.
+        for name in [RANGE, IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+            read.headers.remove(name);
+        }
         let names = self.names(&read);
         let began = self.marks.moment();
         let is_cut_off = |moment| self.marks.is_cut_off(names, moment);
@@ -701,8 +705,11 @@ where
         if let Ok(response) = &result {
             for name in [LOCATION, CONTENT_LOCATION] {
                 let named = response.headers().get(name).and_then(|value| value.to_str().ok());
-                let path = named
-                    .and_then(|named| reference::own_path(named, &context.config.public_url, &call.path));
+                // The upstream's own name stands in it where links are not rewritten.
+                let config = &context.config;
+                let path = [&*config.public_url, &config.settings.upstream.base_url]
+                    .into_iter()
+                    .find_map(|base| reference::own_path(named?, base, &call.path));
                 if let Some(path) = path {
                     cache.marks.path(partition, &path);
                 }

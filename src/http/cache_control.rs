@@ -108,7 +108,7 @@ impl ResponseDirectives {
     /// in for `Cache-Control` and `Expires`. `None` when it is absent, empty or malformed.
     pub fn parse_targeted(headers: &HeaderMap, field: &HeaderName) -> Option<Self> {
         let mut all = Self::default();
-        for (key, value) in structured::dictionary(headers, field)? {
+        for (key, value) in structured::dictionary(headers, field, |key| TARGETED.contains(&key))? {
             let seconds = |known: &mut Option<Duration>| match value {
                 // More than 2^31 seconds are 2^31; what is below zero is no time at all.
                 Item::Integer(number) => {
@@ -251,6 +251,22 @@ impl Restriction {
 // === impl Directive ===
 
 /// `stale-while-revalidate`, the longest name we know.
+/// What a targeted field can say to us.
+const TARGETED: [&[u8]; 13] = [
+    b"max-age",
+    b"s-maxage",
+    b"stale-while-revalidate",
+    b"stale-if-error",
+    b"no-cache",
+    b"private",
+    b"no-store",
+    b"must-revalidate",
+    b"proxy-revalidate",
+    b"public",
+    b"immutable",
+    b"must-understand",
+    b"no-transform",
+];
 const LONGEST_NAME: usize = 22;
 
 impl<'a> Directive<'a> {

@@ -22,20 +22,26 @@ pub(crate) enum Item<'a> {
 /// What is left of a line.
 struct Rest<'a>(&'a [u8]);
 
-/// All lines of a field as one dictionary. `None`: it is absent, empty, or malformed in any place.
+/// All lines of a field as one dictionary: those of its members that are known. `None`: it is absent, empty, or malformed
+/// in any place. A field may have a hundred thousand members, so what nobody asks for is not kept.
 pub(crate) fn dictionary<'a>(
     headers: &'a HeaderMap,
     field: &HeaderName,
+    is_known: impl Fn(&[u8]) -> bool,
 ) -> Option<Vec<(&'a [u8], Item<'a>)>> {
     let mut all: Vec<(&[u8], Item<'_>)> = Vec::new();
+    let mut is_empty = true;
     for line in headers.get_all(field) {
         let mut rest = Rest(line.as_bytes().trim_ascii());
         while !rest.0.is_empty() {
             let key = rest.key()?;
             let value = if rest.takes(b'=') { rest.value()? } else { Item::Boolean(true) };
             rest.parameters()?;
-            all.retain(|(known, _)| *known != key);
-            all.push((key, value));
+            is_empty = false;
+            if is_known(key) {
+                all.retain(|(known, _)| *known != key);
+                all.push((key, value));
+            }
             rest.skip(b" \t");
             if rest.0.is_empty() {
                 break;
@@ -49,7 +55,7 @@ pub(crate) fn dictionary<'a>(
             }
         }
     }
-    (!all.is_empty()).then_some(all)
+    (!is_empty).then_some(all)
 }
 
 // === impl Rest ===
@@ -214,7 +220,7 @@ mod tests {
         ];
         for (given, expected) in cases {
             let headers = lines(given);
-            let read = dictionary(&headers, &FIELD);
+            let read = dictionary(&headers, &FIELD, |_| true);
             let expected: Vec<_> = expected.iter().map(|(key, item)| (key.as_bytes(), *item)).collect();
             assert_eq!(read, Some(expected), "{given:?}");
         }
@@ -250,10 +256,24 @@ mod tests {
             "1",
             "a=\u{e9}",
         ] {
-            assert_eq!(dictionary(&lines(&[text.as_bytes()]), &FIELD), None, "{text:?}");
+            assert_eq!(dictionary(&lines(&[text.as_bytes()]), &FIELD, |_| true), None, "{text:?}");
         }
-        assert_eq!(dictionary(&HeaderMap::new(), &FIELD), None);
-        assert_eq!(dictionary(&lines(&[b"max-age=60", b"&"]), &FIELD), None, "one bad line spoils all");
+        assert_eq!(dictionary(&HeaderMap::new(), &FIELD, |_| true), None);
+        let strange = lines(&[b"a=1, b, a=2"]);
+        assert_eq!(
+            dictionary(&strange, &FIELD, |_| false),
+            Some(Vec::new()),
+            "present, and says nothing to us"
+        );
+        assert_eq!(
+            dictionary(&strange, &FIELD, |key| key == b"a"),
+            Some(vec![(&b"a"[..], Item::Integer(2))])
+        );
+        assert_eq!(
+            dictionary(&lines(&[b"max-age=60", b"&"]), &FIELD, |_| true),
+            None,
+            "one bad line spoils all"
+        );
     }
 
     proptest! {
@@ -262,7 +282,7 @@ mod tests {
             if let Ok(value) = HeaderValue::from_bytes(&text) {
                 let mut headers = HeaderMap::new();
                 headers.insert(FIELD, value);
-                let _ = dictionary(&headers, &FIELD);
+                let _ = dictionary(&headers, &FIELD, |_| true);
             }
         }
     }

@@ -139,7 +139,8 @@ impl Stream {
     /// Writes interim responses, when nothing of another message is under way.
     fn poll_interims(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(interims) = &self.interims else { return Poll::Ready(Ok(())) };
-        if self.is_between {
+        // Not more than is being written: what nobody reads is not kept without end.
+        if self.is_between && self.early.is_empty() {
             interims.take(&mut self.early, cx.waker());
         }
         while !self.early.is_empty() {

@@ -186,8 +186,8 @@ struct Counters {
     warmed: Family<ResultLabels, Counter>,
 }
 
+/// What is known of a job, also after its end. The order is not: its credential and its list end with it.
 struct Job {
-    order: WarmOrder,
     /// Nothing more is begun.
     end: CancellationToken,
     status: Mutex<WarmStatus>,
@@ -312,7 +312,6 @@ impl Warmer {
             is_lost_on_restart: true,
         };
         let job = Arc::new(Job {
-            order,
             end: CancellationToken::new(),
             status: Mutex::new(status),
             until: Mutex::new(None),
@@ -324,7 +323,7 @@ impl Warmer {
         let (this, stopped) = (self.clone(), self.cache.tasks.cancelled());
         self.cache.tasks.spawn("cache-warm", async move {
             // At the stop of the process, which comes after its drain, nobody waits for it any more.
-            let ended = stopped.run_until_cancelled(this.run(&job, queue)).await;
+            let ended = stopped.run_until_cancelled(this.run(&job, Arc::new(order), queue)).await;
             this.ended(&job, ended.unwrap_or_default());
         });
         Ok(told)
@@ -363,12 +362,17 @@ impl Warmer {
     }
 
     /// Gives why it failed, if it did.
-    async fn run(self: &Arc<Self>, job: &Arc<Job>, mut queue: VecDeque<Item>) -> Option<String> {
+    async fn run(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        order: Arc<WarmOrder>,
+        mut queue: VecDeque<Item>,
+    ) -> Option<String> {
         let mut known: HashSet<String> = queue.iter().map(|item| item.target.clone()).collect();
         let mut under_way: JoinSet<(Item, Ended)> = JoinSet::new();
         let mut pages = 0;
         // After a pause it begins with one at a time.
-        let mut width = job.order.concurrency;
+        let mut width = order.concurrency;
         let mut failed = None;
         loop {
             let is_ending = job.end.is_cancelled() || failed.is_some();
@@ -376,9 +380,12 @@ impl Warmer {
             while !is_ending && until.is_none() && under_way.len() < width {
                 let Some(item) = queue.pop_front() else { break };
                 pages += usize::from(item.is_page);
-                under_way.spawn(self.clone().one(job.clone(), item));
+                under_way.spawn(self.clone().one(order.clone(), item));
             }
-            self.tell(job, queue.len(), under_way.len(), pages > 0 || queue.iter().any(|item| item.is_page));
+            // A long list is not looked through for each of its targets.
+            let has_pages =
+                pages > 0 || !job.status().is_total_final && queue.iter().any(|item| item.is_page);
+            self.tell(job, queue.len(), under_way.len(), has_pages);
             if under_way.is_empty() && (is_ending || queue.is_empty()) {
                 return failed;
             }
@@ -400,6 +407,10 @@ impl Warmer {
                             let tries = item.tries + u32::from(why == "upstream-failing");
                             queue.push_front(Item { tries, ..item });
                         }
+                        // A write or a purge came in between: what is there now is what is wanted.
+                        Ended::Skipped("overtaken", _) if item.tries + 1 < TRIES => {
+                            queue.push_front(Item { tries: item.tries + 1, ..item });
+                        }
                         Ended::Later(why, _) => {
                             self.count("failed");
                             job.failed(item.target, why.to_owned());
@@ -412,12 +423,12 @@ impl Warmer {
                         Ended::Failed(why) => {
                             self.count("failed");
                             job.failed(item.target, why);
-                            width = (width * 2).min(job.order.concurrency);
+                            width = (width * 2).min(order.concurrency);
                         }
                         Ended::Skipped(why, _) => {
                             self.count("skipped");
                             job.status().skipped.entry(why.to_owned()).and_modify(|count| *count += 1).or_insert(1);
-                            width = (width * 2).min(job.order.concurrency);
+                            width = (width * 2).min(order.concurrency);
                         }
                         Ended::Warm(warm, _) => {
                             self.count(warm.as_str());
@@ -429,7 +440,7 @@ impl Warmer {
                                     Warm::Fresh => status.fresh += 1,
                                 }
                             }
-                            width = (width * 2).min(job.order.concurrency);
+                            width = (width * 2).min(order.concurrency);
                         }
                     }
                 }
@@ -451,6 +462,10 @@ impl Warmer {
         known: &mut HashSet<String>,
     ) -> Ended {
         let body = match &ended {
+            // Nobody has read what stands there, so its shipments are not known.
+            Ended::Skipped(why, body) if item.is_page && body.is_empty() => {
+                return Ended::Failed((*why).to_owned());
+            }
             Ended::Warm(_, body) | Ended::Skipped(_, body) if item.is_page => body,
             _ => return ended,
         };
@@ -537,8 +552,8 @@ impl Warmer {
         self.counters.warmed.get_or_create(&ResultLabels { result }).inc();
     }
 
-    async fn one(self: Arc<Self>, job: Arc<Job>, item: Item) -> (Item, Ended) {
-        let request = request(&(self.config)(), &item.target, &job.order);
+    async fn one(self: Arc<Self>, order: Arc<WarmOrder>, item: Item) -> (Item, Ended) {
+        let request = request(&(self.config)(), &item.target, &order);
         let Some(request) = request else { return (item, Ended::Failed("malformed".to_owned())) };
         let ended = match self.cache.read(request) {
             Err(_) => Ended::Skipped("not-cacheable", Bytes::new()),
@@ -564,8 +579,8 @@ impl Warmer {
             FlightKey { key: read.key, token: cache.refusals.token(&read.context.identity().credential) };
         let names = cache.names(&read);
         let began = cache.marks.moment();
-        let is_outdated = |moment| cache.marks.is_outdated(names, moment);
-        let landing = match cache.flights.enter(key, Instant::now(), began, is_outdated) {
+        let is_cut_off = |moment| cache.marks.is_cut_off(names, moment);
+        let landing = match cache.flights.enter(key, Instant::now(), began, is_cut_off) {
             Role::Lead(landing) => landing,
             Role::Join(flight) => {
                 let until = read.context.deadline;
