@@ -16,6 +16,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 
+/// Withdrawn writes that are kept at most.
+const MAX_OWED: usize = 10_000;
+
 /// A write in memory.
 pub(super) struct Entry {
     /// As it is, or is about to be on disk.
@@ -28,6 +31,10 @@ pub(super) struct Entry {
     pub(super) unstored: bool,
     /// Nothing of it is on disk, nor will be: it is forgotten before long.
     pub(super) volatile: bool,
+    /// Its caller was told that it is not kept, and its removal is not on disk: `busy` and `unstored` too.
+    pub(super) withdrawn: bool,
+    /// It is withdrawn, and no task of its own removes it: the sweeper does.
+    pub(super) owed: bool,
     /// When it may be sent.
     pub(super) due: Moment,
     /// The answer's body, until it is on disk.
@@ -52,6 +59,8 @@ pub(super) struct Book {
     pub(super) unsettled_bytes: u64,
     pub(super) settled_bytes: u64,
     pub(super) kept_bytes: u64,
+    /// How many are withdrawn.
+    pub(super) owed: usize,
     next_seq: u64,
     /// Whether something changed since the owner last looked.
     pub(super) has_changed: bool,
@@ -67,6 +76,8 @@ impl Entry {
             busy: false,
             unstored: false,
             volatile: false,
+            withdrawn: false,
+            owed: false,
             due: Moment::ZERO,
             answer: None,
             mark: None,
@@ -124,6 +135,7 @@ impl Book {
             unsettled_bytes: 0,
             settled_bytes: 0,
             kept_bytes: 0,
+            owed: 0,
             next_seq: 1,
             has_changed: false,
         }
@@ -212,6 +224,26 @@ impl Book {
             watch.send_replace(());
         }
         Some(entry)
+    }
+
+    /// The removal of a withdrawn one is on disk.
+    pub(super) fn taken_back(&mut self, id: WriteId) {
+        if self.get(id).is_some_and(|entry| entry.withdrawn) {
+            self.owed = self.owed.saturating_sub(1);
+            self.remove(id);
+        }
+    }
+
+    /// The removal of a withdrawn one is not on disk, and its task goes: the sweeper tries on.
+    pub(super) fn owe(&mut self, id: WriteId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.owed = entry.withdrawn;
+        }
+    }
+
+    /// Whether so many are withdrawn that no further one may have to be.
+    pub(super) fn has_many_owed(&self) -> bool {
+        self.owed >= MAX_OWED
     }
 
     /// Whose turn it is, for a live place.

@@ -8,9 +8,9 @@
 //! byte leaves. A replayed write frees its order only after its outcome is synced. Between any two of these, a
 //! restart finds at worst `sending`, which it takes for "perhaps applied".
 //!
-//! **Where the disk may fail.** No 202. An entry whose record could not be stored is taken out of the book, and a
-//! removal follows it to the disk until it is there, in case the record was written after all. What *must* reach the
-//! disk (outcomes) is tried until it does, and its order waits meanwhile.
+//! **Where the disk may fail.** No 202. The record that could not be stored may have been written after all, so a
+//! removal follows it to the disk; until that is there the entry keeps its key, its twin and its place, though no
+//! ticket is shown for it. What *must* reach the disk (outcomes) is tried until it does, and its order waits meanwhile.
 
 use super::book::Book;
 use super::buffer::{self, Read};
@@ -181,6 +181,12 @@ impl Queue {
         })?;
         let room = (parts.config)().settings.queue.buffer_total.0 / PIECE;
         let room = usize::try_from(room).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let newest = loaded
+            .records
+            .iter()
+            .flat_map(|record| [Some(record.accepted_at), record.progress.settled_at].into_iter().flatten());
+        let sight = Sight::new(parts.clock.now(), newest.max());
+        let is_jump = sight.is_jump() && loaded.records.iter().any(|record| record.progress.is_sendable());
         let gauges = State::ALL.map(|state| {
             parts.metrics.queue_depth.get_or_create(&StateLabels { state: state.as_str() }).clone()
         });
@@ -201,10 +207,17 @@ impl Queue {
             give_up: CancellationToken::new(),
             tokens: Mutex::default(),
             started: Instant::now(),
-            sight: Mutex::new(Sight::new(parts.clock.now())),
+            sight: Mutex::new(sight),
             unsettled: AtomicUsize::new(0),
             gauges,
         });
+        if is_jump {
+            queue.alarm(
+                "the wall clock is far ahead of what the store last saw: nothing is given up or forgotten for its age \
+                 within the next hour; if Seawall was not off for so long, set the clock or stop Seawall"
+                    .to_owned(),
+            );
+        }
         let unstored = queue.restore(loaded, parts.is_rolled_back).await;
         let (replayer, cancelled) = (queue.clone(), parts.tasks.cancelled());
         parts.tasks.spawn("queue-replayer", async move {
@@ -575,6 +588,7 @@ impl Queue {
             // Refused where a replay took it up meanwhile: then it has not waited too long.
             let _ = self.transition(id, Input::Expire, "seawall", "expired", None).await;
         }
+        self.take_back_owed().await;
         for part in old.chunks(REMOVED_AT_ONCE) {
             let mut batch = Batch::new();
             batch.settling();
@@ -622,6 +636,25 @@ impl Queue {
                     .collect()
             });
             tokens.retain(|partition, _| used.contains(partition));
+        }
+    }
+
+    /// Removes what was withdrawn and could not be removed by its own task. Only when that is on disk is it forgotten.
+    async fn take_back_owed(&self) {
+        let owed = self.with(|book| {
+            let owed = book.iter().filter(|entry| entry.owed);
+            owed.map(|entry| entry.record.clone()).take(1000).collect::<Vec<_>>()
+        });
+        for part in owed.chunks(REMOVED_AT_ONCE) {
+            let mut batch = Batch::new();
+            batch.settling();
+            for record in part {
+                batch.append(Journal::removal(record));
+            }
+            if self.journal.commit(batch).await.is_err() {
+                return;
+            }
+            self.with(|book| part.iter().for_each(|record| book.taken_back(record.write_id)));
         }
     }
 

@@ -30,6 +30,7 @@ use tower::{Layer, Service, ServiceExt};
 
 mod callers;
 mod disk;
+mod doubled;
 mod doubt;
 mod end;
 mod mended;
@@ -92,6 +93,8 @@ struct World {
     arrivals: Mutex<Vec<Arrival>>,
     calls: Mutex<usize>,
     settled: Mutex<Vec<String>>,
+    /// The next telling of what is settled is a bug.
+    panics: std::sync::atomic::AtomicBool,
 }
 
 struct Rig {
@@ -106,6 +109,9 @@ struct Rig {
 
 impl Settled for World {
     fn settled(&self, write: &SettledWrite) {
+        if self.panics.swap(false, std::sync::atomic::Ordering::AcqRel) {
+            panic!("a bug in the write's own task");
+        }
         self.settled.lock().unwrap().push(write.path.clone());
     }
 }
@@ -175,6 +181,10 @@ impl World {
 
     fn always(&self, act: Option<Act>) {
         *self.always.lock().unwrap() = act;
+    }
+
+    fn panic_once(&self) {
+        self.panics.store(true, std::sync::atomic::Ordering::Release);
     }
 
     fn next(&self, act: Act) {
