@@ -38,6 +38,7 @@ mod operator;
 mod ordering;
 mod replaying;
 mod soak;
+mod unread;
 mod well;
 
 const PARTITION: PartitionId = PartitionId([1; 16]);

@@ -394,6 +394,11 @@ impl Queue {
         Ok(response)
     }
 
+    /// Whether it stands for a record that cannot be read.
+    pub(super) fn is_unread(&self, id: WriteId) -> bool {
+        self.with(|book| book.get(id).is_some_and(|entry| entry.unread))
+    }
+
     pub(super) fn key_of(&self, id: WriteId) -> Option<String> {
         self.with(|book| book.get(id).map(|entry| entry.record.key.clone()))
     }
