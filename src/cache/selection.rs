@@ -2,7 +2,8 @@
 //!
 //! Equal lines always do. Else a field counts as the list that it is: lines joined, blanks around the commas gone, and
 //! for the `Accept` family also case, blanks around weights, and order, none of which mean anything there. Fields that
-//! are no lists are compared as they are: a comma may be part of what they say.
+//! are no lists are compared as they are: a comma may be part of what they say. A field that is absent matches one that is
+//! absent and no empty one.
 
 use crate::http::headers::members;
 use http::header::{
@@ -17,6 +18,10 @@ pub(super) fn is_same<'a>(
     stored: &[HeaderValue],
 ) -> bool {
     if matches!(*name, AUTHORIZATION | COOKIE | REFERER | USER_AGENT) {
+        return false;
+    }
+    let mut asked = asked.peekable();
+    if asked.peek().is_none() != stored.is_empty() {
         return false;
     }
     let mut asked: Vec<&[u8]> = asked.flat_map(|line| members(line.as_bytes())).collect();
@@ -54,7 +59,7 @@ mod tests {
 
     #[test]
     fn fields_are_compared_by_what_they_mean() {
-        let cases: [(&str, &[&str], &[&str], bool); 16] = [
+        let cases: [(&str, &[&str], &[&str], bool); 18] = [
             ("x-kind", &["a,b"], &["a, b"], true),
             ("x-kind", &["a", "b"], &["a, b"], true),
             ("x-kind", &["a,, b,"], &["a, b"], true),
@@ -62,6 +67,8 @@ mod tests {
             ("x-kind", &["A"], &["a"], false),
             ("x-kind", &["\"a, b\""], &["\"a,b\""], false),
             ("x-kind", &["a"], &["a, b"], false),
+            ("x-kind", &[""], &[], false),
+            ("accept", &[], &[" , "], false),
             ("cookie", &["a=1, 2"], &["a=1,2"], false),
             ("user-agent", &["x (a,b)"], &["x (a, b)"], false),
             ("accept-language", &["de, en"], &["en,DE"], true),
