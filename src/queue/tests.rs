@@ -110,9 +110,8 @@ struct Rig {
 
 impl Settled for World {
     fn settled(&self, write: &SettledWrite) {
-        if self.panics.swap(false, std::sync::atomic::Ordering::AcqRel) {
-            panic!("a bug in the write's own task");
-        }
+        let panics = self.panics.swap(false, std::sync::atomic::Ordering::AcqRel);
+        assert!(!panics, "a bug in the write's own task");
         self.settled.lock().unwrap().push(write.path.clone());
     }
 }
