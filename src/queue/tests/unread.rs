@@ -149,3 +149,25 @@ async fn an_older_builds_record_that_cannot_be_read_is_looked_at_when_it_can() {
     assert_eq!(rig.state(id), Some(State::Unknown), "a person decides: it may be there twice");
     assert!(rig.world.arrivals().is_empty());
 }
+
+#[tokio::test]
+async fn with_its_key_lost_the_real_store_still_tells_the_marks() {
+    use crate::store::{Keys, Options, SledStore};
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let id = rig.post("/bookings", "{}", &[]).await.id();
+    let record = rig.queue.with(|book| book.get(id).unwrap().record.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options::new(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+    let (store, _) = SledStore::open(dir.path(), &Keys::from_bytes([7; 32], [8; 32]), options()).unwrap();
+    let with = journal::With { body: Some(b"{}"), ..journal::With::default() };
+    store.commit(journal::Journal::batch(&record, &with)).await.unwrap();
+    store.close().await;
+    drop(store);
+    let (store, _) = SledStore::open(dir.path(), &Keys::from_bytes([9; 32], [8; 32]), options()).unwrap();
+    let store: Arc<dyn Store> = Arc::new(store);
+    let loaded = journal::Journal::new(store.clone()).load().unwrap();
+    assert!(loaded.records.is_empty() && loaded.unreadable.len() == 1);
+    assert_eq!(loaded.marks, [mark::Mark::of(&record)]);
+    store.close().await;
+}
