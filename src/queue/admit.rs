@@ -111,11 +111,17 @@ pub fn live(outcome: Outcome<'_>, case: Case) -> Decision {
     }
 }
 
-/// The step of a live write that was answered.
-pub fn answered(status: StatusCode) -> Input {
+/// The step of a live write that was answered. `envelope_error`: as for [`replayed`].
+pub fn answered(status: StatusCode, envelope_error: Option<u16>) -> Input {
     let status_code = status.as_u16();
     if status.is_success() {
-        Input::Success { status: status_code }
+        match envelope_error {
+            None => Input::Success { status: status_code },
+            Some(500..) => {
+                Input::Doubt { reason: Reason::ServerError, status: Some(status_code), others_succeed: false }
+            }
+            Some(_) => Input::Rejected { reason: Reason::Rejected, status: status_code },
+        }
     } else {
         let reason = match status_code {
             300..=399 => Reason::Redirected,
@@ -128,9 +134,11 @@ pub fn answered(status: StatusCode) -> Input {
 }
 
 /// Whether an answer may stand for a later request with the same key. Not those that say "not now" or "not you":
-/// what they speak of can change while the request stays the same.
+/// what they speak of can change while the request stays the same. Nor a redirect: it is no outcome, and the write could
+/// never be sent under its key.
 pub fn is_remembered(status: StatusCode) -> bool {
-    matches!(delivery::of_answer(status, false), Delivery::Answered(Class::Success | Class::Client))
+    !status.is_redirection()
+        && matches!(delivery::of_answer(status, false), Delivery::Answered(Class::Success | Class::Client))
 }
 
 /// The table for replays. `envelope_error` is the status of an error inside a 2xx answer's envelope.

@@ -5,6 +5,7 @@
 //! reads ask for. The owner holds one lock around the book, never across an await.
 
 use super::dedupe::{self, Index};
+use super::mark::Mark;
 use super::order::{Key, Lanes, Turn};
 use super::pace::{Bucket, Canary, Moment, Pace, Payer};
 use super::record::{Digest, Reason, Record};
@@ -15,6 +16,9 @@ use jiff::Timestamp;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
+
+/// Withdrawn writes that are kept at most.
+const MAX_OWED: usize = 10_000;
 
 /// A write in memory.
 pub(super) struct Entry {
@@ -28,6 +32,12 @@ pub(super) struct Entry {
     pub(super) unstored: bool,
     /// Nothing of it is on disk, nor will be: it is forgotten before long.
     pub(super) volatile: bool,
+    /// Its caller was told that it is not kept, and its removal is not on disk: `busy` and `unstored` too.
+    pub(super) withdrawn: bool,
+    /// It is withdrawn, and no task of its own removes it: the sweeper does.
+    pub(super) owed: bool,
+    /// It stands for a record that cannot be read.
+    pub(super) unread: bool,
     /// When it may be sent.
     pub(super) due: Moment,
     /// The answer's body, until it is on disk.
@@ -52,6 +62,12 @@ pub(super) struct Book {
     pub(super) unsettled_bytes: u64,
     pub(super) settled_bytes: u64,
     pub(super) kept_bytes: u64,
+    /// How many are withdrawn.
+    pub(super) owed: usize,
+    /// What is known of those that cannot be read.
+    marks: HashMap<WriteId, Mark>,
+    /// Those of them whose order nobody has named yet, by its digest.
+    unplaced: HashMap<Digest, Vec<WriteId>>,
     next_seq: u64,
     /// Whether something changed since the owner last looked.
     pub(super) has_changed: bool,
@@ -67,6 +83,9 @@ impl Entry {
             busy: false,
             unstored: false,
             volatile: false,
+            withdrawn: false,
+            owed: false,
+            unread: false,
             due: Moment::ZERO,
             answer: None,
             mark: None,
@@ -100,6 +119,7 @@ impl Entry {
         dedupe::Earlier {
             state: self.state(),
             is_live: self.live || self.unstored,
+            is_unread: self.unread,
             has_answer: self.record.answer.is_some(),
             maybe_applied: self.record.progress.maybe_applied,
             settled_for: self.record.progress.settled_at.map(|at| crate::clock::since(now, at)),
@@ -124,6 +144,9 @@ impl Book {
             unsettled_bytes: 0,
             settled_bytes: 0,
             kept_bytes: 0,
+            owed: 0,
+            marks: HashMap::new(),
+            unplaced: HashMap::new(),
             next_seq: 1,
             has_changed: false,
         }
@@ -155,13 +178,58 @@ impl Book {
 
     /// Takes a live write in, at the end of its order.
     pub(super) fn join(&mut self, record: Arc<Record>, waker: Arc<Notify>) {
-        self.lanes.join(order_key(&record), record.seq, record.write_id, waker);
+        let key = order_key(&record);
+        self.place_unread(&key);
+        self.lanes.join(key, record.seq, record.write_id, waker);
         self.insert(Entry::new(record, true));
+    }
+
+    /// A live place without an entry.
+    pub(super) fn join_seat(&mut self, key: Key, seq: u64, waker: Arc<Notify>) {
+        self.place_unread(&key);
+        self.lanes.join(key, seq, WriteId::random(), waker);
+    }
+
+    /// Takes in what stands for a record that cannot be read. Before those that can: they take its key over.
+    pub(super) fn restore_unread(&mut self, mark: Mark, is_released: bool, now: Timestamp) {
+        self.next_seq = self.next_seq.max(mark.seq + 1);
+        let mut entry = Entry::new(Arc::new(mark.stand_in(is_released, now)), false);
+        entry.unread = true;
+        self.unplaced.entry(mark.order).or_default().push(mark.write_id);
+        self.marks.insert(mark.write_id, mark);
+        self.insert(entry);
+    }
+
+    /// The name of an order is known: those of it that cannot be read take their places in it.
+    fn place_unread(&mut self, key: &Key) {
+        if self.unplaced.is_empty() {
+            return;
+        }
+        for id in self.unplaced.remove(&dedupe::order_digest(key.0, &key.1)).unwrap_or_default() {
+            let Some(entry) = self.entries.get(&id) else { continue };
+            let before = order_key(&entry.record);
+            let mut record = (*entry.record).clone();
+            let seq = record.seq;
+            record.order = key.1.clone();
+            self.change(id, |entry| entry.record = Arc::new(record));
+            wake(self.lanes.leave(&before, seq));
+        }
+    }
+
+    /// The oldest place of any order of a partition whose name begins so, or any that cannot be read and may be one.
+    pub(super) fn oldest_in(&self, partition: PartitionId, prefix: &str) -> Option<WriteId> {
+        let unread = || {
+            let mut ids = self.unplaced.values().flatten().filter_map(|id| self.entries.get(id));
+            let found = ids.find(|entry| entry.record.partition == partition && entry.record.progress.blocks);
+            found.map(|entry| entry.record.write_id)
+        };
+        self.lanes.oldest_in(partition, prefix).or_else(unread)
     }
 
     /// Takes a record in that was on disk.
     pub(super) fn restore(&mut self, record: Arc<Record>, due: Moment) {
         self.next_seq = self.next_seq.max(record.seq + 1);
+        self.place_unread(&order_key(&record));
         let mut entry = Entry::new(record, false);
         entry.due = due;
         self.insert(entry);
@@ -170,7 +238,7 @@ impl Book {
     fn insert(&mut self, entry: Entry) {
         let record = entry.record.clone();
         let twin = record.class.creates().then_some(record.twin);
-        self.index.insert(record.write_id, key_digest(&record), twin);
+        self.index.insert(record.write_id, self.key_digest(&record), twin);
         self.count(&entry);
         self.entries.insert(record.write_id, entry);
         self.place(&record);
@@ -203,7 +271,8 @@ impl Book {
         let entry = self.entries.remove(&id)?;
         self.uncount(&entry);
         let record = entry.record.clone();
-        self.index.remove(id, key_digest(&record), record.twin);
+        self.index.remove(id, self.key_digest(&record), record.twin);
+        self.marks.remove(&id);
         self.pace.disarm(id);
         let key = order_key(&record);
         wake(self.lanes.leave(&key, record.seq));
@@ -212,6 +281,26 @@ impl Book {
             watch.send_replace(());
         }
         Some(entry)
+    }
+
+    /// The removal of a withdrawn one is on disk.
+    pub(super) fn taken_back(&mut self, id: WriteId) {
+        if self.get(id).is_some_and(|entry| entry.withdrawn) {
+            self.owed = self.owed.saturating_sub(1);
+            self.remove(id);
+        }
+    }
+
+    /// The removal of a withdrawn one is not on disk, and its task goes: the sweeper tries on.
+    pub(super) fn owe(&mut self, id: WriteId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.owed = entry.withdrawn;
+        }
+    }
+
+    /// Whether so many are withdrawn that no further one may have to be.
+    pub(super) fn has_many_owed(&self) -> bool {
+        self.owed >= MAX_OWED
     }
 
     /// Whose turn it is, for a live place.
@@ -326,6 +415,14 @@ impl Book {
         }
     }
 
+    fn key_digest(&self, record: &Record) -> Digest {
+        // Of one that cannot be read the key is not known.
+        match self.marks.get(&record.write_id) {
+            Some(mark) => mark.key,
+            None => dedupe::key_digest(record.partition, record.owner, &record.key),
+        }
+    }
+
     fn count(&mut self, entry: &Entry) {
         if entry.live {
             return;
@@ -390,10 +487,6 @@ pub(super) fn order_key(record: &Record) -> Key {
 /// What it pauses with.
 pub(super) fn bucket(record: &Record) -> Bucket {
     (Payer::of(&record.credential, record.partition), record.group.clone())
-}
-
-fn key_digest(record: &Record) -> Digest {
-    dedupe::key_digest(record.partition, record.owner, &record.key)
 }
 
 fn settled_at(record: &Record) -> Timestamp {

@@ -24,6 +24,8 @@ pub struct Earlier {
     pub state: State,
     /// Whether its first attempt runs now, with a caller waiting, or its ticket is not on disk yet.
     pub is_live: bool,
+    /// Whether it cannot be read: nobody knows what became of it.
+    pub is_unread: bool,
     /// Whether Flexport's answer is kept.
     pub has_answer: bool,
     /// Whether it may have been applied.
@@ -101,6 +103,7 @@ impl Index {
 pub fn by_key(earlier: Earlier) -> Repeat {
     match earlier.state {
         _ if earlier.is_live => Repeat::InFlight,
+        _ if earlier.is_unread => Repeat::Unknown,
         State::Unknown => Repeat::Unknown,
         State::Done | State::Dead if earlier.has_answer => Repeat::Answer,
         // Given up by an operator without knowing: the key must not send it again.
@@ -115,6 +118,7 @@ pub fn by_key(earlier: Earlier) -> Repeat {
 /// a later one: what Flexport rejected took no effect, and may be right a moment later.
 pub fn by_twin(earlier: Earlier, window: Duration, answers_settled: bool) -> Repeat {
     match earlier.state {
+        _ if earlier.is_unread => Repeat::Unknown,
         State::Unknown if earlier.is_live => Repeat::Wait,
         State::Unknown => Repeat::Unknown,
         _ if !answers_settled => Repeat::Fresh,
@@ -134,6 +138,11 @@ pub fn by_twin(earlier: Earlier, window: Duration, answers_settled: bool) -> Rep
 /// The scope of a key.
 pub fn key_digest(partition: PartitionId, owner: OwnerId, key: &str) -> Digest {
     digest(&[&partition.0, &owner.0, key.as_bytes()])
+}
+
+/// Digest of an order.
+pub fn order_digest(partition: PartitionId, name: &str) -> Digest {
+    digest(&[b"order", &partition.0, name.as_bytes()])
 }
 
 /// Digest of all that a request says.
@@ -168,7 +177,14 @@ mod tests {
     use super::*;
 
     fn earlier(state: State) -> Earlier {
-        Earlier { state, is_live: false, has_answer: false, maybe_applied: false, settled_for: None }
+        Earlier {
+            state,
+            is_live: false,
+            is_unread: false,
+            has_answer: false,
+            maybe_applied: false,
+            settled_for: None,
+        }
     }
 
     #[test]
@@ -182,6 +198,7 @@ mod tests {
         assert_eq!(by_key(Earlier { maybe_applied: true, ..earlier(State::Dead) }), Repeat::Unknown);
         assert_eq!(by_key(Earlier { maybe_applied: true, ..earlier(State::Expired) }), Repeat::Unknown);
         assert_eq!(by_key(earlier(State::Cancelled)), Repeat::Fresh);
+        assert_eq!(by_key(Earlier { is_unread: true, ..earlier(State::Dead) }), Repeat::Unknown);
     }
 
     #[test]

@@ -8,13 +8,13 @@
 //! byte leaves. A replayed write frees its order only after its outcome is synced. Between any two of these, a
 //! restart finds at worst `sending`, which it takes for "perhaps applied".
 //!
-//! **Where the disk may fail.** No 202. An entry whose record could not be stored is taken out of the book, and a
-//! removal follows it to the disk until it is there, in case the record was written after all. What *must* reach the
-//! disk (outcomes) is tried until it does, and its order waits meanwhile.
+//! **Where the disk may fail.** No 202. The record that could not be stored may have been written after all, so a
+//! removal follows it to the disk; until that is there the entry keeps its key, its twin and its place, though no
+//! ticket is shown for it. What *must* reach the disk (outcomes) is tried until it does, and its order waits meanwhile.
 
 use super::book::Book;
 use super::buffer::{self, Read};
-use super::journal::{CommitError, Journal, With};
+use super::journal::{self, CommitError, Journal, With};
 use super::jump::Sight;
 use super::pace::Moment;
 use super::record::{AuditRow, MAX_ANSWER, Reason, Record};
@@ -181,6 +181,12 @@ impl Queue {
         })?;
         let room = (parts.config)().settings.queue.buffer_total.0 / PIECE;
         let room = usize::try_from(room).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let newest = loaded
+            .records
+            .iter()
+            .flat_map(|record| [Some(record.accepted_at), record.progress.settled_at].into_iter().flatten());
+        let sight = Sight::new(parts.clock.now(), newest.max());
+        let is_jump = sight.is_jump() && loaded.records.iter().any(|record| record.progress.is_sendable());
         let gauges = State::ALL.map(|state| {
             parts.metrics.queue_depth.get_or_create(&StateLabels { state: state.as_str() }).clone()
         });
@@ -201,10 +207,17 @@ impl Queue {
             give_up: CancellationToken::new(),
             tokens: Mutex::default(),
             started: Instant::now(),
-            sight: Mutex::new(Sight::new(parts.clock.now())),
+            sight: Mutex::new(sight),
             unsettled: AtomicUsize::new(0),
             gauges,
         });
+        if is_jump {
+            queue.alarm(
+                "the wall clock is far ahead of what the store last saw: nothing is given up or forgotten for its age \
+                 within the next hour; if Seawall was not off for so long, set the clock or stop Seawall"
+                    .to_owned(),
+            );
+        }
         let unstored = queue.restore(loaded, parts.is_rolled_back).await;
         let (replayer, cancelled) = (queue.clone(), parts.tasks.cancelled());
         parts.tasks.spawn("queue-replayer", async move {
@@ -245,21 +258,32 @@ impl Queue {
         }
         if !loaded.unreadable.is_empty() {
             self.alarm(format!(
-                "{} queued writes cannot be read (lost key or damage) and will not be sent; they are left on disk",
+                "{} queued writes cannot be read (lost key or damage) and are not sent; they are left on disk. Start with \
+                 the right key, or release them to let their orders go on",
                 loaded.unreadable.len()
             ));
         }
         let now = self.clock.now();
         let config = (self.config)();
         let mut crashed = Vec::new();
+        let mut passed = self.restore_unread(&loaded, is_rolled_back, now);
         let mut records = loaded.records;
         records.sort_by_key(|record| record.seq);
         for mut record in records {
             let input = match record.progress.state {
                 State::Pending | State::Waiting | State::Sending if is_rolled_back => Some(Input::RollBack),
+                // Others may have gone past it while it could not be read.
+                State::Pending | State::Waiting | State::Sending
+                    if loaded.passed.contains_key(&record.write_id) =>
+                {
+                    Some(Input::RollBack)
+                }
                 State::Sending => Some(Input::Crash),
                 _ => None,
             };
+            if loaded.passed.contains_key(&record.write_id) {
+                passed.append(Journal::forget_passed(record.write_id));
+            }
             let mut is_changed = false;
             if let Some(input) = input {
                 let policy = policy_of(&config, &record);
@@ -304,6 +328,10 @@ impl Queue {
             }
             batches.push_back(restored);
         }
+        if !passed.is_empty() {
+            // Behind what is made of them.
+            batches.push_back(Restored { batch: passed, ids: Vec::new() });
+        }
         if is_rolled_back {
             let last = batches.pop_back().unwrap_or_default();
             let mut batch = last.batch;
@@ -321,6 +349,66 @@ impl Queue {
             self.tell_settled(&record, &policy, None);
         }
         batches
+    }
+
+    /// What cannot be read keeps its key, its twin, and its place unless others may go past it. Gives what is to be
+    /// stored: which of them others may go past from now on.
+    fn restore_unread(
+        &self,
+        loaded: &super::journal::Loaded,
+        is_rolled_back: bool,
+        now: jiff::Timestamp,
+    ) -> Batch {
+        let mut passed = Batch::new();
+        passed.settling();
+        let marked: std::collections::HashSet<_> = loaded.marks.iter().map(|mark| mark.write_id).collect();
+        for (key, reason) in &loaded.unreadable {
+            let Ok(id) = <[u8; 16]>::try_from(key.as_slice()).map(WriteId::from_bytes) else { continue };
+            // Without a mark its order is not known; and of an older store nothing is sent by itself, also later.
+            if (is_rolled_back || !marked.contains(&id)) && !loaded.passed.contains_key(&id) {
+                passed.append(Journal::pass(id, reason.as_bytes()));
+            }
+        }
+        self.with(|book| {
+            for mark in &loaded.marks {
+                let is_released = loaded.passed.get(&mark.write_id).copied().unwrap_or(false);
+                book.restore_unread(mark.clone(), is_released, now);
+            }
+        });
+        passed
+    }
+
+    /// Lets others go past a record that cannot be read, which is all that can be decided about it.
+    async fn release_unread(
+        &self,
+        id: WriteId,
+        input: Input,
+        actor: &str,
+        why: Option<String>,
+    ) -> Result<Arc<Record>, ProxyError> {
+        let conflict = |message: &str| ProxyError::Conflict { message: format!("the write {id} {message}") };
+        if input != Input::Release {
+            let message = "cannot be read: start with the right key, or release it to let its order go on";
+            return Err(conflict(message));
+        }
+        if !self.with(|book| book.get(id).is_some_and(|entry| entry.record.progress.blocks)) {
+            return Err(conflict("holds nothing up"));
+        }
+        let why = why.unwrap_or_default();
+        let mut words = journal::RELEASED.to_vec();
+        words.extend_from_slice(format!(" by {actor}: {why}").as_bytes());
+        let batch = Journal::pass(id, &words);
+        self.journal.commit(batch).await.map_err(|error| ProxyError::StoreFailed(error.to_string()))?;
+        tracing::warn!(write_id = %id, actor, why, "a write that cannot be read was released");
+        let released = self.with(|book| {
+            book.change(id, |entry| {
+                let mut record = (*entry.record).clone();
+                record.progress.blocks = false;
+                entry.record = Arc::new(record);
+                entry.record.clone()
+            })
+        });
+        released.ok_or_else(|| not_found(id))
     }
 
     /// Makes changes of the restart durable; then their records may be worked on.
@@ -477,6 +565,9 @@ impl Queue {
         let now = self.clock.now();
         let conflict = |message: String| ProxyError::Conflict { message };
         let why = why.map(shortened);
+        if self.is_unread(id) {
+            return self.release_unread(id, input, actor, why).await;
+        }
         let (mut record, row, effects, policy) = self.with(|book| {
             let entry = book.get(id).ok_or_else(|| not_found(id))?;
             if entry.live || entry.busy {
@@ -575,6 +666,7 @@ impl Queue {
             // Refused where a replay took it up meanwhile: then it has not waited too long.
             let _ = self.transition(id, Input::Expire, "seawall", "expired", None).await;
         }
+        self.take_back_owed().await;
         for part in old.chunks(REMOVED_AT_ONCE) {
             let mut batch = Batch::new();
             batch.settling();
@@ -622,6 +714,25 @@ impl Queue {
                     .collect()
             });
             tokens.retain(|partition, _| used.contains(partition));
+        }
+    }
+
+    /// Removes what was withdrawn and could not be removed by its own task. Only when that is on disk is it forgotten.
+    async fn take_back_owed(&self) {
+        let owed = self.with(|book| {
+            let owed = book.iter().filter(|entry| entry.owed);
+            owed.map(|entry| entry.record.clone()).take(1000).collect::<Vec<_>>()
+        });
+        for part in owed.chunks(REMOVED_AT_ONCE) {
+            let mut batch = Batch::new();
+            batch.settling();
+            for record in part {
+                batch.append(Journal::removal(record));
+            }
+            if self.journal.commit(batch).await.is_err() {
+                return;
+            }
+            self.with(|book| part.iter().for_each(|record| book.taken_back(record.write_id)));
         }
     }
 
@@ -822,7 +933,7 @@ fn old(
         let Some(entry) = book.get(id) else { continue };
         let is_over = count > MAX_SETTLED || bytes > max_bytes;
         let is_old = entry.record.keep_until.zip(now).is_some_and(|(until, now)| until <= now);
-        if entry.busy || entry.record.progress.blocks || !(is_old || is_over) {
+        if entry.busy || entry.unread || entry.record.progress.blocks || !(is_old || is_over) {
             continue;
         }
         count -= 1;

@@ -5,22 +5,32 @@
 //! body   write_id, chunk         → the request's body; chunk u32::MAX: the passed credential
 //! resp   write_id, chunk         → the answer's body
 //! audit  write_id, number        → one row for each step
+//! idem   mark                    → nothing; the key is the mark (see `mark`), written with the record's first batch
+//! meta   "unread/", write_id     → why: the record could not be read, and others may have gone past it since
 //! ```
 //! The record alone is the truth; all indexes are rebuilt from it at start. One change is one batch: record, audit
 //! row, and what it needs or no longer needs. A commit that is not answered in time counts as failed; whatever
 //! follows it is applied behind it, so a removal that follows takes it back.
 
+use super::mark::Mark;
 use super::record::{AuditRow, Blob, DecodeError, Record};
 use crate::ids::WriteId;
 use crate::store::{Batch, MAX_CHUNK, ROLLED_BACK, Store, StoreError, Tree, chunks};
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The number under which a passed credential lies.
 pub(super) const TOKEN: u32 = u32::MAX;
+
+/// What the keys of passed records begin with, in [`Tree::Meta`].
+pub(super) const PASSED: &[u8] = b"unread/";
+
+/// What the reason begins with where a person released it.
+pub(super) const RELEASED: &[u8] = b"released";
 
 /// How long a commit may take before it counts as failed.
 pub(super) const COMMIT_LIMIT: Duration = Duration::from_secs(20);
@@ -78,6 +88,11 @@ pub(super) struct Loaded {
     pub(super) records: Vec<Record>,
     /// Records that cannot be read, with the reason.
     pub(super) unreadable: Vec<(Vec<u8>, String)>,
+    /// Their marks, as far as they have any.
+    pub(super) marks: Vec<Mark>,
+    /// Those that are not sent by themselves once they can be read, since others may have gone past them; and whether a
+    /// person released them.
+    pub(super) passed: HashMap<WriteId, bool>,
     /// The store came back older at this or an earlier start, and not all records were looked at since.
     pub(super) is_rolled_back: bool,
 }
@@ -127,6 +142,9 @@ impl Journal {
             }
         }
         let first = record.audited.saturating_sub(with.audit.len() as u32);
+        if first == 0 || with.body.is_some() {
+            batch.put(Tree::Idem, Mark::of(record).encode(), Vec::new());
+        }
         for (number, row) in (first..).zip(with.audit) {
             let row = serde_json::to_vec(row).expect("an audit row has only keys that are strings");
             batch.put(Tree::Audit, key(id, number), row);
@@ -141,11 +159,26 @@ impl Journal {
         batch
     }
 
+    /// The batch that says that others may go past a record that cannot be read.
+    pub(super) fn pass(id: WriteId, why: &[u8]) -> Batch {
+        let mut batch = Batch::new();
+        batch.settling().put(Tree::Meta, passed_key(id), why);
+        batch
+    }
+
+    /// The batch after which a record that can be read again counts as looked at.
+    pub(super) fn forget_passed(id: WriteId) -> Batch {
+        let mut batch = Batch::new();
+        batch.settling().delete(Tree::Meta, passed_key(id));
+        batch
+    }
+
     /// The batch that leaves nothing of a record.
     pub(super) fn removal(record: &Record) -> Batch {
         let id = record.write_id;
         let mut batch = Batch::new();
         batch.settling().delete(Tree::Rec, id.as_bytes().to_vec());
+        batch.delete(Tree::Idem, Mark::of(record).encode());
         forget_body(&mut batch, record);
         batch.append(Self::forget_answer(record));
         // One more: a step that was begun and dropped may have left its row.
@@ -236,6 +269,24 @@ impl Journal {
             }
             ControlFlow::Continue(())
         })?;
+        self.store.scan(Tree::Meta, PASSED, None, &mut |key, found| {
+            let id = key.strip_prefix(PASSED).and_then(|id| <[u8; 16]>::try_from(id).ok());
+            let is_released = found.is_ok_and(|why| why.starts_with(RELEASED));
+            loaded.passed.extend(id.map(|id| (WriteId::from_bytes(id), is_released)));
+            ControlFlow::Continue(())
+        })?;
+        if !loaded.unreadable.is_empty() {
+            let unreadable: HashSet<&[u8]> =
+                loaded.unreadable.iter().map(|(key, _)| key.as_slice()).collect();
+            let mut marks = Vec::new();
+            self.store.scan(Tree::Idem, &[], None, &mut |key, _| {
+                let mark =
+                    Mark::decode(key).filter(|mark| unreadable.contains(mark.write_id.as_bytes().as_slice()));
+                marks.extend(mark);
+                ControlFlow::Continue(())
+            })?;
+            loaded.marks = marks;
+        }
         Ok(loaded)
     }
 
@@ -281,6 +332,10 @@ fn key(id: WriteId, number: u32) -> Vec<u8> {
     key.extend_from_slice(id.as_bytes());
     key.extend_from_slice(&number.to_be_bytes());
     key
+}
+
+fn passed_key(id: WriteId) -> Vec<u8> {
+    [PASSED, id.as_bytes().as_slice()].concat()
 }
 
 /// The ticket and the number in a key.

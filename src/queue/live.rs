@@ -24,7 +24,7 @@ use crate::config::raw::{OnUnknown, PassthroughWrites};
 use crate::context::{BoxFuture, Call, Credential, RequestContext, Upstream};
 use crate::error::ProxyError;
 use crate::flexport::routes::WriteClass;
-use crate::http::headers::{IDEMPOTENCY_KEY, SEAWALL_DURABILITY};
+use crate::http::headers::{IDEMPOTENCY_KEY, SEAWALL_DURABILITY, SEAWALL_WRITE_ID};
 use crate::http::{Body, retry_after};
 use crate::ids::{OwnerId, PartitionId, WriteId};
 use crate::store::Batch;
@@ -105,10 +105,23 @@ enum Rest {
     },
 }
 
-/// Takes a live write out of the book when its task ends without an outcome, which only a bug can bring about:
-/// otherwise its order would wait for ever.
+/// Ends a live write in the book whose task ended without an outcome, which only a second bug behind the first can
+/// bring about: otherwise its order would wait for ever.
 struct Guard {
     queue: Arc<Queue>,
+    id: WriteId,
+    trace: Arc<Trace>,
+}
+
+/// What is left of a live write when its task panics.
+struct Spare {
+    queue: Arc<Queue>,
+    ctx: Arc<RequestContext>,
+    upstream: Upstream,
+    body: Bytes,
+    credential: Credential,
+    turn: Arc<Notify>,
+    case: Case,
     id: WriteId,
 }
 
@@ -244,8 +257,13 @@ impl Live {
         let queue = self.queue.clone();
         let writes = queue.writes.clone();
         writes.spawn(async move {
-            let guard = Guard { queue: queue.clone(), id: self.id() };
-            let (reply, rest) = self.run().await;
+            let trace = Arc::new(Trace::default());
+            let guard = Guard { queue: queue.clone(), id: self.id(), trace: trace.clone() };
+            let spare = self.spare();
+            let (reply, rest) = match uncaught(self.run(trace.clone())).await {
+                Some(ended) => ended,
+                None => spare.rescue(&trace).await,
+            };
             // The caller may be gone: then the book and the disk alone know.
             let _ = sender.send(reply);
             if let Rest::Store { id, batch, must, is_removal, has_intent } = rest {
@@ -256,7 +274,10 @@ impl Live {
                 if must && waits.is_none() && result.is_err() {
                     tracing::error!(write_id = %id, "too much waits for the store: a write's outcome is not stored");
                 }
-                if !is_removal {
+                if is_removal {
+                    // Nobody else takes it up from here: it is still there where it had to keep its place.
+                    queue.with(|book| if result.is_ok() { book.taken_back(id) } else { book.owe(id) });
+                } else {
                     queue.with(|book| {
                         book.change(id, |entry| {
                             if result.is_ok() {
@@ -274,8 +295,20 @@ impl Live {
         receiver
     }
 
-    async fn run(self) -> (Result<Reply, ProxyError>, Rest) {
-        let trace = Arc::new(Trace::default());
+    fn spare(&self) -> Spare {
+        Spare {
+            queue: self.queue.clone(),
+            ctx: self.ctx.clone(),
+            upstream: self.upstream.clone(),
+            body: self.body.clone(),
+            credential: self.credential.clone(),
+            turn: self.turn.clone(),
+            case: self.case,
+            id: self.record.write_id,
+        }
+    }
+
+    async fn run(self, trace: Arc<Trace>) -> (Result<Reply, ProxyError>, Rest) {
         match self.turn().await {
             Turn::Go => {}
             Turn::Queue | Turn::Wait if self.case.may_queue => {
@@ -488,9 +521,21 @@ impl Live {
             Read::Whole(bytes) => Some(bytes.clone()),
             Read::Long(_) => None,
         };
-        let may_remember = admit::is_remembered(status);
-        let rest = if may_remember && (self.record.key_is_callers || self.record.class.creates()) {
-            let (mut progress, _) = self.advance(admit::answered(status), trace);
+        let may_remember =
+            admit::is_remembered(status) && (self.record.key_is_callers || self.record.class.creates());
+        let envelope = whole.as_deref().filter(|_| may_remember && status.is_success());
+        let input = admit::answered(status, envelope.and_then(admit::envelope_error));
+        let mut is_doubtful = false;
+        let rest = if may_remember && matches!(input, Input::Doubt { .. }) {
+            // The caller has its answer, which says nothing for certain: no later one may stand for this, nor go past it.
+            if self.record.class.creates() {
+                is_doubtful = true;
+                self.doubt(input, trace)
+            } else {
+                self.leave(trace)
+            }
+        } else if may_remember {
+            let (mut progress, _) = self.advance(input, trace);
             progress.blocks = false; // The caller knows: nothing has to wait for a person.
             self.record.answer = Some(AnswerHead {
                 status: status.as_u16(),
@@ -524,10 +569,20 @@ impl Live {
         };
         let mut response = Response::from_parts(answer.parts, body);
         set_key(response.headers_mut(), &self.record.key);
+        if is_doubtful && let Ok(value) = HeaderValue::from_str(&self.record.write_id.to_string()) {
+            response.headers_mut().insert(SEAWALL_WRITE_ID, value);
+        }
         if trace.undurable.load(Ordering::Acquire) {
             response.headers_mut().insert(SEAWALL_DURABILITY, HeaderValue::from_static("none"));
         }
         (Ok(Reply::Answer(response)), rest)
+    }
+
+    /// It was answered, but by something that says nothing for certain: a ticket that says so.
+    fn doubt(&mut self, input: Input, trace: &Trace) -> Rest {
+        let batch = self.mark_unknown(input, false, trace);
+        let has_intent = trace.intended.load(Ordering::Acquire);
+        Rest::Store { id: self.record.write_id, batch, must: true, is_removal: false, has_intent }
     }
 
     /// It becomes a record, in its place; 202 only when it is on disk.
@@ -548,8 +603,11 @@ impl Live {
         let id = record.write_id;
         let due = self.queue.moment() + rest;
         let settings = &self.ctx.config.settings.queue;
+        let mut owes_much = false;
         let full = self.queue.with(|book| {
-            let full = if book.unsettled >= settings.max_records as usize {
+            let full = if book.has_many_owed() {
+                None
+            } else if book.unsettled >= settings.max_records as usize {
                 Some(format!("it holds {} writes", book.unsettled))
             } else if book.unsettled_bytes + record.size() > settings.max_bytes.0 {
                 Some(format!("it holds {} bytes", book.unsettled_bytes))
@@ -558,7 +616,8 @@ impl Live {
             } else {
                 None
             };
-            if full.is_none() {
+            owes_much = book.has_many_owed();
+            if full.is_none() && !owes_much {
                 // From here on all behind it become records too; `busy`: not replayed before it is on disk.
                 book.change(id, |entry| {
                     entry.record = record.clone();
@@ -573,6 +632,10 @@ impl Live {
         if let Some(what) = full {
             let error = ProxyError::QueueFull { what, retry_after: Duration::from_secs(30) };
             return (Err(error), self.leave(trace));
+        }
+        if owes_much {
+            let why = "the store still has to forget writes that it could not take".to_owned();
+            return (Err(ProxyError::StoreFailed(why)), self.leave(trace));
         }
         let is_stored = trace.intended.load(Ordering::Acquire) && trace.durable.load(Ordering::Acquire);
         let token = self.token();
@@ -596,24 +659,46 @@ impl Live {
             }
             Err(error) => {
                 tracing::error!(%error, write_id = %id, "a write could not be stored; its caller is told so");
-                if matches!(error, CommitError::Failed(_) | CommitError::Unanswered(_)) {
-                    trace.intended.store(true, Ordering::Release); // Perhaps it was written after all: take it back.
-                }
-                (Err(ProxyError::StoreFailed(error.to_string())), self.leave(trace))
+                let rest = match error {
+                    // Perhaps it was written after all.
+                    CommitError::Failed(_) | CommitError::Unanswered(_) => self.take_back(),
+                    CommitError::Refused(_) | CommitError::TooLarge(_) => self.leave(trace),
+                };
+                (Err(ProxyError::StoreFailed(error.to_string())), rest)
             }
         }
     }
 
     /// It may have been applied and must not be sent again: a ticket that says so.
     async fn unknown(mut self, input: Input, trace: &Trace) -> (Result<Reply, ProxyError>, Rest) {
+        let accepts = self.ctx.config.settings.queue.on_unknown == OnUnknown::Accept && self.case.may_queue;
+        self.queue.tell_settled(&self.record, &self.ctx.route, None);
+        let batch = self.mark_unknown(input, accepts, trace);
+        let id = self.record.write_id;
+        let is_stored = trace.durable.load(Ordering::Acquire);
+        // Where `sending` is on disk, a restart comes to the same: then the caller need not wait.
+        let is_durable = !trace.undurable.load(Ordering::Acquire);
+        let key = Some(self.record.key.as_str().into());
+        let error = ProxyError::OutcomeUnknown { write_id: id, key, is_durable };
+        if accepts || !is_stored {
+            let limit = if accepts { journal::COMMIT_LIMIT } else { INTENT_LIMIT };
+            if self.queue.journal.commit_within(batch.clone(), limit).await.is_ok() {
+                self.queue.with(|book| book.change(id, Entry::stored));
+                return (if accepts { Ok(Reply::Ticket(id)) } else { Err(error) }, Rest::Nothing);
+            }
+        }
+        let has_intent = trace.intended.load(Ordering::Acquire);
+        (Err(error), Rest::Store { id, batch, must: true, is_removal: false, has_intent })
+    }
+
+    /// It is unknown in the book; gives the batch that makes it so on disk. `accepts`: its ticket is a promise.
+    fn mark_unknown(&mut self, input: Input, accepts: bool, trace: &Trace) -> Batch {
         let (progress, _) = self.advance(input, trace);
         self.record.is_ticket = true;
         let row = self.take_step(progress, "unknown", trace);
-        self.queue.tell_settled(&self.record, &self.ctx.route, None);
         let record = Arc::new(self.record.clone());
         let id = record.write_id;
         let is_stored = trace.durable.load(Ordering::Acquire);
-        let accepts = self.ctx.config.settings.queue.on_unknown == OnUnknown::Accept && self.case.may_queue;
         self.queue.with(|book| {
             book.change(id, |entry| {
                 entry.record = record.clone();
@@ -639,19 +724,7 @@ impl Live {
         if is_stored {
             batch.settling();
         }
-        // Where `sending` is on disk, a restart comes to the same: then the caller need not wait.
-        let is_durable = !trace.undurable.load(Ordering::Acquire);
-        let error =
-            ProxyError::OutcomeUnknown { write_id: id, key: Some(record.key.as_str().into()), is_durable };
-        if accepts || !is_stored {
-            let limit = if accepts { journal::COMMIT_LIMIT } else { INTENT_LIMIT };
-            if self.queue.journal.commit_within(batch.clone(), limit).await.is_ok() {
-                self.queue.with(|book| book.change(id, Entry::stored));
-                return (if accepts { Ok(Reply::Ticket(id)) } else { Err(error) }, Rest::Nothing);
-            }
-        }
-        let has_intent = trace.intended.load(Ordering::Acquire);
-        (Err(error), Rest::Store { id, batch, must: true, is_removal: false, has_intent })
+        batch
     }
 
     /// It leaves no trace: not in the book, and (where something may be there) not on disk.
@@ -661,9 +734,30 @@ impl Live {
         if !trace.intended.load(Ordering::Acquire) {
             return Rest::Nothing;
         }
+        self.removal()
+    }
+
+    /// It is no write of ours any more, but a start may find it on disk until its removal is there: so long it keeps its
+    /// key, its twin and its place. Else a repeat goes out, and after a crash so does this.
+    fn take_back(&self) -> Rest {
+        let id = self.record.write_id;
+        self.queue.with(|book| {
+            book.owed += 1;
+            book.change(id, |entry| {
+                entry.live = false;
+                entry.busy = true;
+                entry.unstored = true;
+                entry.withdrawn = true;
+            })
+        });
+        self.removal()
+    }
+
+    fn removal(&self) -> Rest {
         let mut record = self.record.clone();
         record.audited = 2;
-        Rest::Store { id, batch: Journal::removal(&record), must: true, is_removal: true, has_intent: true }
+        let (id, batch) = (record.write_id, Journal::removal(&record));
+        Rest::Store { id, batch, must: true, is_removal: true, has_intent: true }
     }
 }
 
@@ -688,16 +782,81 @@ impl Queue {
     }
 }
 
+// === impl Spare ===
+
+impl Spare {
+    /// The write's task panicked: what may have been sent is in doubt, and what was not is told to its caller.
+    async fn rescue(self, trace: &Trace) -> (Result<Reply, ProxyError>, Rest) {
+        tracing::error!(write_id = %self.id, "a write's task panicked; this is a bug");
+        let error = ProxyError::Internal("the write's task panicked".to_owned());
+        let found = self.queue.with(|book| book.get(self.id).map(|entry| entry.record.clone()));
+        let Some(found) = found else { return (Err(error), Rest::Nothing) };
+        let mut record = (*found).clone();
+        record.progress = Progress::new();
+        record.answer = None;
+        record.is_ticket = false;
+        let live = Live {
+            queue: self.queue,
+            ctx: self.ctx,
+            upstream: self.upstream,
+            headers: HeaderMap::new(),
+            body: self.body,
+            _room: None,
+            credential: self.credential,
+            record,
+            turn: self.turn,
+            case: self.case,
+        };
+        if !trace.sent.load(Ordering::Acquire) && !trace.intended.load(Ordering::Acquire) {
+            // Something of it may be on its way to the disk all the same.
+            return (Err(error), live.take_back());
+        }
+        match admit::live(Err(&error), live.case) {
+            Decision::Queue(input) => live.accept(input, trace).await,
+            Decision::Unknown(input) => live.unknown(input, trace).await,
+            Decision::Pass => (Err(error), live.leave(trace)),
+        }
+    }
+}
+
+/// `None` where it panicked.
+async fn uncaught<F: Future>(work: F) -> Option<F::Output> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| {
+        let polled = std::panic::AssertUnwindSafe(|| work.as_mut().poll(context));
+        match std::panic::catch_unwind(polled) {
+            Ok(polled) => polled.map(Some),
+            Err(_) => std::task::Poll::Ready(None),
+        }
+    })
+    .await
+}
+
 // === impl Guard ===
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let id = self.id;
+        let (id, trace) = (self.id, &self.trace);
         self.queue.with(|book| {
-            if book.get(id).is_some_and(|entry| entry.live) {
-                tracing::error!(write_id = %id, "a write's task ended without an outcome; this is a bug");
-                book.remove(id);
+            if !book.get(id).is_some_and(|entry| entry.live) {
+                return;
             }
+            tracing::error!(write_id = %id, "a write's task ended without an outcome; this is a bug");
+            if !trace.sent.load(Ordering::Acquire) && !trace.intended.load(Ordering::Acquire) {
+                book.remove(id);
+                return;
+            }
+            // Its key and its twin stay taken until the next start, which finds what is on disk.
+            book.change(id, |entry| {
+                let mut record = (*entry.record).clone();
+                record.progress.state = State::Unknown;
+                record.progress.maybe_applied = true;
+                record.progress.reason = Some(Reason::Crashed);
+                record.is_ticket = true;
+                entry.record = Arc::new(record);
+                entry.live = false;
+                entry.busy = true;
+            });
         });
     }
 }

@@ -30,6 +30,7 @@ mod journal;
 mod jump;
 mod layer;
 mod live;
+mod mark;
 pub mod order;
 pub mod pace;
 pub mod record;

@@ -378,6 +378,7 @@ impl Queue {
             record.answer = Some(head);
             body
         });
+        let mut is_stored = true;
         if must_store {
             record.audited += 1;
             let forgets_body = matches!(record.progress.state, State::Done);
@@ -389,17 +390,28 @@ impl Queue {
             };
             let mut batch = Journal::batch(&record, &with);
             batch.settling();
-            if let Err(CommitError::TooLarge(_)) = self.persist(batch, true).await {
+            let mut stored = self.persist(batch, true).await;
+            if let Err(CommitError::TooLarge(_)) = stored {
                 // The outcome counts more than the answer's words.
                 record.answer = None;
                 let mut batch =
                     Journal::batch(&record, &With { forgets_body, audit: &[row], ..With::default() });
                 batch.settling();
-                let _ = self.persist(batch, true).await;
+                stored = self.persist(batch, true).await;
             }
+            is_stored = stored.is_ok();
         }
         if effects.touches {
             self.tell_settled(&record, &policy, headers.as_ref());
+        }
+        if !is_stored {
+            // The process is about to end, and the next start finds it as it is on disk, perhaps `sending`, and may send
+            // it again: until then its place stays taken, or a newer one would be overwritten.
+            self.with(|book| {
+                book.pace.ended(&record.group);
+                book.has_changed = true;
+            });
+            return;
         }
         let record = Arc::new(record);
         let due = self.moment() + rest;

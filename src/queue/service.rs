@@ -162,7 +162,7 @@ async fn write(
                 (None, OrderRule::Body { collection, .. }) => {
                     // Its parent stands in a body that is too long to be read: it may be any that waits.
                     let prefix = format!("{collection}/");
-                    if let Some(write_id) = queue.with(|book| book.lanes.oldest_in(partition, &prefix)) {
+                    if let Some(write_id) = queue.with(|book| book.oldest_in(partition, &prefix)) {
                         let retry_after = Duration::from_secs(5);
                         return Err(ProxyError::OrderConflict { write_id, retry_after });
                     }
@@ -255,7 +255,11 @@ async fn write(
                 queue.metrics.queue_repeats.inc();
                 let key = queue.key_of(id).unwrap_or_default();
                 return match repeat {
-                    Repeat::Unknown if settings.on_unknown != OnUnknown::Accept || wishes.never => {
+                    Repeat::Unknown
+                        if settings.on_unknown != OnUnknown::Accept
+                            || wishes.never
+                            || queue.is_unread(id) =>
+                    {
                         let key = (!key.is_empty()).then(|| key.into());
                         Err(ProxyError::OutcomeUnknown { write_id: id, key, is_durable: true })
                     }
@@ -410,7 +414,7 @@ impl Seat {
         let turn = Arc::new(Notify::new());
         let seq = queue.with(|book| {
             let seq = book.draw();
-            book.lanes.join(key.clone(), seq, WriteId::random(), turn.clone());
+            book.join_seat(key.clone(), seq, turn.clone());
             seq
         });
         Self { queue, key, seq, turn }

@@ -30,6 +30,7 @@ use tower::{Layer, Service, ServiceExt};
 
 mod callers;
 mod disk;
+mod doubled;
 mod doubt;
 mod end;
 mod mended;
@@ -37,6 +38,7 @@ mod operator;
 mod ordering;
 mod replaying;
 mod soak;
+mod unread;
 mod well;
 
 const PARTITION: PartitionId = PartitionId([1; 16]);
@@ -92,6 +94,8 @@ struct World {
     arrivals: Mutex<Vec<Arrival>>,
     calls: Mutex<usize>,
     settled: Mutex<Vec<String>>,
+    /// The next telling of what is settled is a bug.
+    panics: std::sync::atomic::AtomicBool,
 }
 
 struct Rig {
@@ -106,6 +110,8 @@ struct Rig {
 
 impl Settled for World {
     fn settled(&self, write: &SettledWrite) {
+        let panics = self.panics.swap(false, std::sync::atomic::Ordering::AcqRel);
+        assert!(!panics, "a bug in the write's own task");
         self.settled.lock().unwrap().push(write.path.clone());
     }
 }
@@ -175,6 +181,10 @@ impl World {
 
     fn always(&self, act: Option<Act>) {
         *self.always.lock().unwrap() = act;
+    }
+
+    fn panic_once(&self) {
+        self.panics.store(true, std::sync::atomic::Ordering::Release);
     }
 
     fn next(&self, act: Act) {

@@ -164,7 +164,7 @@ impl Queue {
         self.with(|book| {
             let mut found: Vec<_> = book
                 .iter()
-                .filter(|entry| !entry.live && !entry.is_answer_only())
+                .filter(|entry| !entry.live && !entry.withdrawn && !entry.is_answer_only())
                 .filter(|entry| filter.state.is_none_or(|state| entry.state() == state))
                 .filter(|entry| filter.route.as_deref().is_none_or(|route| &*entry.record.route == route))
                 .filter(|entry| filter.order_key.as_deref().is_none_or(|key| &*entry.record.order == key))
@@ -392,6 +392,11 @@ impl Queue {
         };
         response.headers_mut().insert(SEAWALL_SOURCE, HeaderValue::from_static("queue"));
         Ok(response)
+    }
+
+    /// Whether it stands for a record that cannot be read.
+    pub(super) fn is_unread(&self, id: WriteId) -> bool {
+        self.with(|book| book.get(id).is_some_and(|entry| entry.unread))
     }
 
     pub(super) fn key_of(&self, id: WriteId) -> Option<String> {

@@ -79,6 +79,11 @@ impl MemStore {
         self.lock().unreadable.insert((tree, key.to_vec()));
     }
 
+    /// All can be unsealed again.
+    pub fn make_readable(&self) {
+        self.lock().unreadable.clear();
+    }
+
     /// The power goes: what was not answered is lost, this store is closed, and the new one has the rest.
     pub fn crash(&self) -> MemStore {
         let mut inner = self.lock();

@@ -13,7 +13,7 @@ async fn a_record_that_cannot_be_read_now_keeps_its_place_before_newer_ones() {
     store.make_unreadable(Tree::Rec, old.as_bytes());
     tokio::time::advance(Duration::from_millis(1)).await;
     let rig = Rig::on(store, rig.world.clone(), Settings::default(), rig.clock).await;
-    assert_eq!(rig.state(old), None);
+    assert_eq!(rig.state(old), Some(State::Dead));
     let new = rig.patch("/shipments/1", "2", &[]).await.id();
     // Places follow the wall clock over restarts, so they are above all that may lie there unread.
     assert!(seq(&rig, new).unwrap() > placed);
