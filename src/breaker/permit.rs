@@ -47,6 +47,9 @@ pub struct CallPermits {
 /// A healthy body is not waited for longer than this: what has answered and goes on for so long is a success.
 const HEALTHY_BODY: u64 = 5000;
 
+/// A bucket of the window, in milliseconds, in which a tick more or less is no matter.
+const LONG_BUCKET: u64 = 1000;
+
 /// No attempt has begun.
 const NONE: u64 = 0;
 /// The last attempt has ended.
@@ -94,20 +97,25 @@ impl CallPermits {
         is_probe(&self.global) || self.group.as_ref().is_some_and(is_probe)
     }
 
+    fn has_long_buckets(&self) -> bool {
+        let is_long = |permit: &Permit| permit.scope.hot.bucket() >= LONG_BUCKET;
+        is_long(&self.global) && self.group.as_ref().is_none_or(is_long)
+    }
+
     /// What is slow is the group's to say: `global` judges no answers.
     fn slow(&self) -> Duration {
         self.group.as_ref().unwrap_or(&self.global).scope.hot.slow()
     }
 
     /// Counts the attempt that began then; nought when nobody said when. A healthy one is counted at the last tick, or
-    /// at its own beginning when that was later: a bucket of the window is longer than ticks are apart, and a look at
+    /// at its own beginning when that was later, where the window's buckets are longer than ticks are apart: a look at
     /// the clock would be the most expensive part of it. What may move the machine is counted at its very moment.
     fn record(&self, began: u64, outcome: &AttemptOutcome) {
         let shared = &self.global.scope.shared;
         let slow = self.slow();
         let patience = self.group.as_ref().map_or(slow, |group| group.scope.patience.0.limit(slow));
         let verdicts = classify::judge(outcome, slow, patience);
-        let is_routine = began > 0 && verdicts.are_healthy() && !self.has_probe();
+        let is_routine = began > 0 && verdicts.are_healthy() && !self.has_probe() && self.has_long_buckets();
         let now = if is_routine { began.max(shared.ticked()) } else { shared.now() };
         self.global.scope.record(&self.global, verdicts.global, None, now);
         if let Some(group) = &self.group {

@@ -238,7 +238,8 @@ impl Hot {
         self.slow.store(u64::try_from(tuning.slow.as_nanos()).unwrap_or(u64::MAX), Ordering::Release);
     }
 
-    fn bucket(&self) -> u64 {
+    /// How long a bucket of the window is, in milliseconds.
+    pub(super) fn bucket(&self) -> u64 {
         self.bucket.load(Ordering::Acquire)
     }
 

@@ -243,6 +243,17 @@ async fn a_success_may_be_the_twentieth_call_that_shows_the_share() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_a_short_window_a_healthy_call_is_counted_at_its_very_moment() {
+    let world = World::with(None, &raw::Breaker { window: raw::Span(secs(1)), ..raw::Breaker::default() });
+    let permits = world.read().unwrap();
+    permits.began();
+    advance(Duration::from_millis(950)).await;
+    permits.ended(outcome(status(200), Duration::from_millis(900)));
+    advance(Duration::from_millis(500)).await;
+    assert_eq!(world.status(READ).window.calls, 1, "its beginning is out of the window, its end is not");
+}
+
+#[tokio::test(start_paused = true)]
 async fn failures_older_than_the_window_do_not_count() {
     let world = World::new();
     for _ in 0..15 {
