@@ -15,7 +15,7 @@ use super::Cache;
 use super::entry::{Confirmed, Entry};
 use super::flight::{Answer, Flowing, Outcome};
 use super::objects::Found as OnPage;
-use super::policy::Refused;
+use super::policy::{CDN_CACHE_CONTROL, Refused};
 use super::service::{Found, Read};
 use crate::error::ProxyError;
 use crate::flexport::problem;
@@ -480,10 +480,17 @@ fn refuse_range(response: &mut Response<Body>, length: usize) {
     *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
     let headers = response.headers_mut();
     // Nothing of what describes the whole, or says how long it may be kept, is true of this answer.
-    for name in [CONTENT_TYPE, CONTENT_ENCODING, CONTENT_LANGUAGE, ETAG, LAST_MODIFIED, EXPIRES, SET_COOKIE] {
-        headers.remove(name);
-    }
-    for name in CONTENT_DIGESTS.into_iter().chain([super::policy::CDN_CACHE_CONTROL]) {
+    let described = [
+        CONTENT_TYPE,
+        CONTENT_ENCODING,
+        CONTENT_LANGUAGE,
+        ETAG,
+        LAST_MODIFIED,
+        EXPIRES,
+        SET_COOKIE,
+        CDN_CACHE_CONTROL,
+    ];
+    for name in described.into_iter().chain(CONTENT_DIGESTS) {
         headers.remove(name);
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

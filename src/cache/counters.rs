@@ -104,14 +104,9 @@ impl Counters {
         self.unservable.get_or_create(&ResultLabels { result: reason }).inc();
         let is_first = {
             let mut routes = self.unservable_of.lock().expect("no code panics with this lock held");
-            if !routes.contains_key(&route.template) {
-                routes.insert(route.template.clone(), BTreeMap::new());
-            }
-            let count = routes.get_mut(&route.template).map(|reasons| reasons.entry(reason).or_default());
-            count.is_some_and(|count| {
-                *count += 1;
-                *count == 1
-            })
+            let count = routes.entry(route.template.clone()).or_default().entry(reason).or_default();
+            *count += 1;
+            *count == 1
         };
         // That a sync gets nothing old is meant.
         if is_first && reason != "incremental" {

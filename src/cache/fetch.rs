@@ -416,7 +416,7 @@ impl Cache {
     /// §4.3.5). Only where nothing is rewritten: else neither length nor digest would tell.
     fn freshen(&self, errand: &Errand, head: &HeaderMap, asked_at: Confirmed) {
         let read = &*errand.read;
-        if read.ask.directives.no_store {
+        if !errand.may_keep {
             return;
         }
         let Some(variants) = self.memory.peek(&read.key) else { return };
@@ -430,7 +430,9 @@ impl Cache {
                 policy::keep(old.status, &head, read.has_credential(), asked_at.at, now.at, &read.terms);
             let Ok(mut facts) = verdict else { return self.forget(&read.key, Some(old)) };
             facts.no_cache |= old.facts.no_cache && !is_vouched_for;
-            (head, facts, now, if is_vouched_for { errand.began } else { old.began }, asked_at.monotonic)
+            let (began, asked_at) =
+                if is_vouched_for { (errand.began, asked_at.monotonic) } else { (old.began, old.asked_at) };
+            (head, facts, now, began, asked_at)
         } else {
             let facts = Facts { no_cache: true, ..old.facts.clone() };
             (old.head.to_map(0), facts, old.confirmed, old.began, old.asked_at)
@@ -447,16 +449,11 @@ impl Cache {
             old.about.clone(),
             read.asked(),
         );
-        let entry = Arc::new(entry);
-        self.memory.put(read.key, entry.clone(), read.asked(), || ());
-        // As with every copy: a purge from now on finds it, and one from before must not be undone.
-        if self.purges.load(Ordering::Acquire) != errand.purges {
-            self.forget(&read.key, Some(&entry));
-        }
+        self.put(errand, &Arc::new(entry));
     }
 
     /// Whether an answer says that something is not there any more. A failing upstream may well say so of what is: then
-    /// the copy stays, and is out of date.
+    /// the copy stays (see [`Self::unkept`]).
     fn has_left(&self, read: &Read, status: StatusCode) -> bool {
         says_gone(status) && !self.health.shows_failures(&read.context.route.group)
     }
@@ -539,7 +536,7 @@ impl Cache {
         (Answer::Entry { entry, is_kept, is_confirmed: false }, is_kept)
     }
 
-    /// An answer is not kept, and may tell that the older copy must go.
+    /// An answer is not kept, and may tell that the older copy must go, or is out of date.
     fn unkept(&self, errand: &Errand, status: StatusCode, unkept: Option<Unkept>, asked_at: Confirmed) {
         let read = &*errand.read;
         let selected = || {
@@ -547,7 +544,8 @@ impl Cache {
             variants.selected(read.asked()).cloned()
         };
         let is_newer = |old: &Arc<Entry>| old.asked_at > asked_at.monotonic;
-        if says_gone(status) && !self.has_left(read, status) && !read.is_head && !self.is_strict {
+        let has_left = self.has_left(read, status);
+        if says_gone(status) && !has_left && !read.is_head && !self.is_strict {
             // The copy stays, and says from now on that it was denied. One page of a list says nothing of the others.
             let is_to_mark =
                 |old: Arc<Entry>| !is_newer(&old) && !self.marks.is_outdated(errand.names, old.began);
@@ -557,9 +555,7 @@ impl Cache {
                 self.marks.path(read.partition, read.uri.path());
             }
         }
-        if (self.has_left(read, status) || unkept == Some(Unkept::NoStore) && status.is_success())
-            && !read.is_head
-        {
+        if (has_left || unkept == Some(Unkept::NoStore) && status.is_success()) && !read.is_head {
             match selected() {
                 Some(old) if is_newer(&old) => {}
                 Some(old) => self.forget(&read.key, Some(&old)),

@@ -142,17 +142,18 @@ impl Flights {
         Arc::new(Self { shards: std::array::from_fn(|_| Mutex::default()) })
     }
 
-    /// Leads, joins or goes alone. `began` is now; `is_outdated` tells whether a moment is before an invalidation.
+    /// Leads, joins or goes alone. `began` is now; `is_cut_off` tells whether a fill that began then may not
+    /// be joined.
     pub(crate) fn enter(
         self: &Arc<Self>,
         key: FlightKey,
         now: Instant,
         began: Moment,
-        is_outdated: impl FnOnce(Moment) -> bool,
+        is_cut_off: impl FnOnce(Moment) -> bool,
     ) -> Role {
         let mut shard = self.shard(&key);
         match shard.get(&key) {
-            Some(Slot::Flying(flight)) if !is_outdated(flight.began) => return Role::Join(flight.clone()),
+            Some(Slot::Flying(flight)) if !is_cut_off(flight.began) => return Role::Join(flight.clone()),
             Some(Slot::HitForMiss { until }) if now < *until => return Role::Alone,
             _ => {}
         }

@@ -50,9 +50,13 @@ struct Hasher {
 /// Names the upstream and what links are rewritten to: a copy that was kept under another is found by no request. Not
 /// zero, and the same in all processes.
 pub(crate) fn base(upstream: &str, public_url: &str) -> u64 {
-    let bytes = upstream.bytes().chain([0]).chain(public_url.bytes());
+    fnv(upstream.bytes().chain([0]).chain(public_url.bytes())).max(1)
+}
+
+/// FNV-1a: tells apart what differs by chance, not what somebody makes equal.
+pub(super) fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
     let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    bytes.fold(0xcbf2_9ce4_8422_2325, mix).max(1)
+    bytes.fold(0xcbf2_9ce4_8422_2325, mix)
 }
 
 /// The key of a read: of GET and HEAD alike, since a HEAD is answered from a stored GET.

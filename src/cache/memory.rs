@@ -115,15 +115,15 @@ impl Memory {
             None => Variants::new(entry, std::iter::empty()),
             Some(present) => {
                 let is_newer = |old: &Entry| old.began > entry.began || old.asked_at > entry.asked_at;
-                if present.iter().any(|old| old.is_selected_by(asked) && is_newer(old)) {
+                let (replaced, others): (Vec<_>, Vec<_>) =
+                    present.iter().partition(|old| old.is_selected_by(asked));
+                if replaced.iter().any(|old| is_newer(old)) {
                     return false;
                 }
-                for old in present.iter().filter(|old| old.is_selected_by(asked)) {
+                for old in replaced {
                     entry.inherit(old);
                 }
-                let others =
-                    present.iter().filter(|old| !old.is_selected_by(asked)).take(VARIANTS - 1).cloned();
-                Variants::new(entry, others)
+                Variants::new(entry, others.into_iter().take(VARIANTS - 1).cloned())
             }
         };
         self.map.insert(key, variants);

@@ -12,7 +12,7 @@
 //! - A caller that leaves, or is slow, never ends a fill or holds it up (see `flight` and `flow`).
 //! - A caller sees the clean end of an answer that is kept only when it is kept; one that is cut never looks whole.
 //! - An answer that the upstream gave is replaced by a stale copy or by nothing.
-//! - A token that the upstream refused sees no copy (see `refusals`).
+//! - A token that the upstream refused sees no copy (see `refusals`); in the strict profile copies are everybody's.
 //!
 //! Failure: with no copy that may be used, and no page that holds the object (see `objects`), an answer of the upstream's
 //! passes through as it came, and an error stays an error; `front::rescue` makes the answer.

@@ -1,7 +1,7 @@
 //! Pure. Whether the values of a request field select the same variant (RFC 9111 §4.1).
 //!
 //! Equal lines always do. Else a field counts as the list that it is: lines joined, blanks around the commas gone, and
-//! for the `Accept` family also case, blanks around weights, and order, none of which mean anything there. Fields that
+//! for the `Accept` family also order, and outside of quotes case and blanks, none of which mean anything there. Fields that
 //! are no lists are compared as they are: a comma may be part of what they say. A field that is absent matches one that is
 //! absent and no empty one.
 
@@ -24,20 +24,16 @@ pub(super) fn is_same<'a>(
     if asked.peek().is_none() != stored.is_empty() {
         return false;
     }
-    let mut asked: Vec<&[u8]> = asked.flat_map(|line| members(line.as_bytes())).collect();
-    let mut stored: Vec<&[u8]> = stored.iter().flat_map(|line| members(line.as_bytes())).collect();
-    if asked.len() != stored.len() {
-        return false;
-    }
+    let asked = asked.flat_map(|line| members(line.as_bytes()));
+    let stored = stored.iter().flat_map(|line| members(line.as_bytes()));
     if !matches!(*name, ACCEPT | ACCEPT_CHARSET | ACCEPT_ENCODING | ACCEPT_LANGUAGE) {
-        return asked == stored;
+        return asked.eq(stored);
     }
-    let plain = |members: &mut Vec<&[u8]>| {
-        let mut plain: Vec<Vec<u8>> = members.drain(..).map(without_blanks).collect();
-        plain.sort_unstable();
-        plain
-    };
-    plain(&mut asked) == plain(&mut stored)
+    let mut asked: Vec<Vec<u8>> = asked.map(without_blanks).collect();
+    let mut stored: Vec<Vec<u8>> = stored.map(without_blanks).collect();
+    asked.sort_unstable();
+    stored.sort_unstable();
+    asked == stored
 }
 
 /// Outside of quotes: in small letters, without blanks.

@@ -43,6 +43,9 @@ use std::task::{Context, Poll};
 use tokio::time::{Instant, timeout_at};
 use tower::{Service, ServiceExt};
 
+/// What one caller asks of a representation, by the copy that it has.
+static CALLERS_OWN: [HeaderName; 4] = [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE];
+
 /// The request fields that go upstream on a cacheable route; all of them are in the key.
 static KEYED: [HeaderName; 3] = [FLEXPORT_VERSION, ACCEPT, ACCEPT_LANGUAGE];
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -237,7 +240,7 @@ impl Read {
             // With a copy at hand it is the whole of that which is asked about; without one, the caller's own question
             // goes forward.
             if base.is_some() {
-                for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, RANGE, IF_RANGE] {
+                for name in &CALLERS_OWN {
                     headers.remove(name);
                 }
             }
@@ -414,7 +417,7 @@ impl Cache {
         read.is_head = false;
         read.interim = None;
         // What one caller asked of the whole is no matter of all others.
-        for name in [RANGE, IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+        for name in &CALLERS_OWN {
             read.headers.remove(name);
         }
         let names = self.names(&read);
@@ -605,7 +608,7 @@ async fn fetch(
         names,
         key,
         is_led,
-        may_keep: may_keep && !read.is_head,
+        may_keep,
         purges: found.purges,
         hold,
         lane: Lane::LiveRead,
@@ -707,7 +710,7 @@ where
                 let named = response.headers().get(name).and_then(|value| value.to_str().ok());
                 // The upstream's own name stands in it where links are not rewritten.
                 let config = &context.config;
-                let path = [&*config.public_url, &config.settings.upstream.base_url]
+                let path = [&*config.public_url, config.settings.upstream.base_url.trim_end_matches('/')]
                     .into_iter()
                     .find_map(|base| reference::own_path(named?, base, &call.path));
                 if let Some(path) = path {

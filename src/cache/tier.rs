@@ -293,8 +293,8 @@ impl Cache {
     }
 
     /// Deletes copies, or marks them out of date (`is_soft`). What is deleted is off the disk when this ends; a fill
-    /// that was under way is neither kept nor joined. With `is_dry` nothing happens but the count. An error is the disk's: what is in
-    /// memory is deleted, or marked, all the same.
+    /// that was under way is neither kept nor joined. With `is_dry` nothing happens but the count. An error is the
+    /// disk's: what is in memory is deleted, or marked, all the same.
     pub async fn purge(&self, which: &Which, is_soft: bool, is_dry: bool) -> Result<Purged, String> {
         let is_hard = !is_dry && !is_soft;
         // First of all: what is being fetched or read must not bring back what is being deleted.

@@ -250,7 +250,6 @@ impl Restriction {
 
 // === impl Directive ===
 
-/// `stale-while-revalidate`, the longest name we know.
 /// What a targeted field can say to us.
 const TARGETED: [&[u8]; 13] = [
     b"max-age",
@@ -267,6 +266,8 @@ const TARGETED: [&[u8]; 13] = [
     b"must-understand",
     b"no-transform",
 ];
+
+/// `stale-while-revalidate`, the longest name we know.
 const LONGEST_NAME: usize = 22;
 
 impl<'a> Directive<'a> {

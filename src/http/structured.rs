@@ -1,5 +1,5 @@
-//! Pure. Structured dictionaries (RFC 9651 §3.2), as far as a cache needs them: the keys with the kind of their value,
-//! all or nothing.
+//! Pure. Structured dictionaries (RFC 9651 §3.2), as far as a cache needs them: the keys that are asked for, with the kind
+//! of their value; a field that is malformed anywhere gives nothing.
 //!
 //! Parameters are read and passed over; of a key that comes twice the last value counts. Strings are given as they
 //! stand between their quotes, since what we look for in them holds nothing that is escaped.

@@ -139,11 +139,14 @@ impl Stream {
     /// Writes interim responses, when nothing of another message is under way.
     fn poll_interims(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(interims) = &self.interims else { return Poll::Ready(Ok(())) };
-        // Not more than is being written: what nobody reads is not kept without end.
-        if self.is_between && self.early.is_empty() {
-            interims.take(&mut self.early, cx.waker());
-        }
-        while !self.early.is_empty() {
+        loop {
+            // Not more than is being written: what nobody reads is not kept without end.
+            if self.is_between && self.early.is_empty() {
+                interims.take(&mut self.early, cx.waker());
+            }
+            if self.early.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
             let count =
                 std::task::ready!(hyper::rt::Write::poll_write(Pin::new(&mut self.inner), cx, &self.early))?;
             if count == 0 {
@@ -151,7 +154,6 @@ impl Stream {
             }
             self.early.drain(..count);
         }
-        Poll::Ready(Ok(()))
     }
 
     /// When waiting for the client must end, or be looked at again.

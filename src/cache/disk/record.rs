@@ -12,6 +12,7 @@
 //! The head is JSON behind a format byte: fields can be added, and a newer format is a miss and nothing worse. The
 //! golden bytes of each format are in `tests/fixtures`.
 
+use super::super::key;
 use super::super::policy::Facts;
 use crate::http::Fields;
 use crate::http::headers::is_json;
@@ -248,10 +249,7 @@ impl Header {
 
 /// Notices flipped bits; against changes on purpose the header is the head's associated data.
 fn check(bytes: &[u8]) -> u32 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in bytes {
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    }
+    let hash = key::fnv(bytes.iter().copied());
     (hash ^ (hash >> 32)) as u32
 }
 
