@@ -33,6 +33,8 @@
 #[path = "peers/measure.rs"]
 #[expect(dead_code, reason = "its other half measures other processes")]
 mod measure;
+#[path = "peers/thread.rs"]
+mod thread;
 
 use alloc_counter::{AllocCounter, count_alloc};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -40,7 +42,6 @@ use failsafe::CircuitBreaker as _;
 use http::{Method, StatusCode};
 use measure::{Cores, median};
 use recloser::Recloser;
-use rustix::time::{ClockId, clock_gettime};
 use seawall::breaker::Breakers;
 use seawall::clock::Clock;
 use seawall::config::{Settings, Snapshot};
@@ -54,6 +55,7 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
+use thread::cpu_time;
 use tokio::time::Instant;
 use tower::{Layer as _, Service, ServiceExt as _};
 use tower_resilience_circuitbreaker::CircuitBreakerLayer;
@@ -254,12 +256,6 @@ fn time(contender: &Contender, calls: u64, cores: &[usize]) -> Result<Duration> 
             .sum::<Result<Duration>>()
     })?;
     Ok(spent / cores.len() as u32)
-}
-
-/// Of this thread.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 fn verdict(is_within: bool) -> &'static str {

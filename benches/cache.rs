@@ -22,12 +22,13 @@
 #[path = "peers/measure.rs"]
 #[expect(dead_code, reason = "its other half measures other processes")]
 mod measure;
+#[path = "peers/thread.rs"]
+mod thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use measure::{Cores, median};
-use rustix::time::{ClockId, clock_gettime};
 use seawall::cache::{Cache, CacheLayer};
 use seawall::clock::Clock;
 use seawall::config::{Settings, Snapshot};
@@ -48,6 +49,7 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use thread::cpu_time;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use tower::{Layer as _, Service as _, service_fn};
@@ -176,12 +178,6 @@ fn run(rounds: usize) -> Result<bool> {
         if is_within { "ok" } else { "OVER" }
     );
     Ok(is_within)
-}
-
-/// Of this thread.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 fn target(size: &str) -> String {

@@ -13,12 +13,11 @@ use crate::cache::{Cache, DiskOptions, Tier, Warmer};
 use crate::clock::Clock;
 use crate::config::raw::Profile;
 use crate::config::{Diagnostics, Live, ReloadReport, Snapshot, Trigger};
-use crate::context::{BoxFuture, Credential, GroupHealth, Pending, PendingWrites, Settled, Upstream};
+use crate::context::{BoxFuture, Credential, Settled, Upstream};
 use crate::event;
 use crate::flexport::links::Bases;
-use crate::flexport::routes::{RoutePolicy, WriteClass};
+use crate::flexport::routes::RoutePolicy;
 use crate::front::{AuthLayer, ContextLayer, Identifier, LimitsLayer, TraceLayer};
-use crate::ids::PartitionId;
 use crate::limit::LimitLayer;
 use crate::queue::{self, Queue};
 use crate::retry::RetryLayer;
@@ -64,12 +63,6 @@ pub enum StartError {
     #[error("{0}")]
     Failed(String),
 }
-
-/// Whoever is made later: the cache asks the queue, which is made after it.
-struct Late<T>(OnceLock<Arc<T>>);
-
-/// How the breakers see the upstream, for the cache.
-struct Health(Arc<Breakers>);
 
 /// What the active probes ask.
 struct ProbeTarget {
@@ -165,14 +158,15 @@ impl App {
             stack::upstream(bases, breakers.clone(), retry, limit, attempt)
         };
 
-        let late_queue: Arc<Late<Queue>> = Arc::new(Late(OnceLock::new()));
+        // The cache asks the queue, which is made after it.
+        let late_queue = Arc::new(OnceLock::new());
         let cache = Cache::new(
             settings,
             clock,
             &metrics,
             tasks.clone(),
             late_queue.clone(),
-            Arc::new(Health(breakers.clone())) as Arc<dyn GroupHealth>,
+            breakers.clone(),
             open_tier(&snapshot, &keys, &data_dir).await?,
         );
 
@@ -202,8 +196,8 @@ impl App {
                 breakers.hold_replayed_creates();
                 let queue =
                     Queue::open(parts).await.map_err(|error| StartError::Failed(error.to_string()))?;
-                breakers.release_replayed_creates(&waiting_creates(&queue, &snapshot));
-                let _ = late_queue.0.set(queue.clone());
+                breakers.release_replayed_creates(&queue.waiting_creates());
+                let _ = late_queue.set(queue.clone());
                 Some(queue)
             }
             None => None,
@@ -506,29 +500,6 @@ async fn open_store(
     Ok((Arc::new(store) as Arc<dyn Store>, report.is_rolled_back()))
 }
 
-/// The groups in which something waits that makes something new.
-fn waiting_creates(queue: &Queue, snapshot: &Snapshot) -> Vec<Arc<str>> {
-    let waits = |label: String| {
-        [queue::State::Pending, queue::State::Waiting].into_iter().any(|state| {
-            let filter = queue::Filter {
-                state: Some(state),
-                route: Some(label.clone()),
-                limit: 1,
-                ..queue::Filter::default()
-            };
-            !queue.list(&filter).writes.is_empty()
-        })
-    };
-    let mut groups: Vec<Arc<str>> = snapshot
-        .routes
-        .rows()
-        .filter(|route| route.queue.class.is_some_and(WriteClass::creates) && waits(route.label()))
-        .map(|route| route.group.clone())
-        .collect();
-    groups.dedup();
-    groups
-}
-
 fn spawn_breaker_ticks(tasks: &Tasks, breakers: Arc<Breakers>) {
     let cancel = tasks.cancelled();
     tasks.spawn("breaker ticks", async move {
@@ -586,20 +557,6 @@ fn spawn_event_log(tasks: &Tasks, bus: &event::Bus) {
 
 fn spawn_probes(tasks: &Tasks, target: ProbeTarget, upstream: Upstream) {
     tasks.spawn("probes", upstream::run_probes(Arc::new(target), upstream, tasks.cancelled()));
-}
-
-// === impl Late ===
-
-impl PendingWrites for Late<Queue> {
-    fn pending(&self, partition: PartitionId, path: &str) -> Option<Pending> {
-        self.0.get()?.pending(partition, path)
-    }
-}
-
-impl GroupHealth for Health {
-    fn shows_failures(&self, group: &str) -> bool {
-        self.0.shows_failures(group)
-    }
 }
 
 // === impl ProbeTarget ===

@@ -249,6 +249,13 @@ pub trait PendingWrites: Send + Sync {
     fn pending(&self, partition: PartitionId, path: &str) -> Option<Pending>;
 }
 
+/// Whoever is made later, as the queue is after the cache: until then nothing waits.
+impl<T: PendingWrites> PendingWrites for OnceLock<Arc<T>> {
+    fn pending(&self, partition: PartitionId, path: &str) -> Option<Pending> {
+        self.get()?.pending(partition, path)
+    }
+}
+
 /// Asked by the cache: how the upstream does, as the breakers see it.
 pub trait GroupHealth: Send + Sync {
     /// Whether calls of this group fail at this time, so that a caller with a copy at hand need not wait long.

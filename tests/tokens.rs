@@ -9,12 +9,11 @@ use seawall::breaker::Breakers;
 use seawall::cache::Cache;
 use seawall::clock::Clock;
 use seawall::config::{Settings, Snapshot};
-use seawall::context::{GroupHealth, Pending, PendingWrites, Settled, UpstreamRequest};
+use seawall::context::{Settled, UpstreamRequest};
 use seawall::error::ProxyError;
 use seawall::event::Bus;
 use seawall::front::{AuthLayer, ContextLayer, Identifier, LimitsLayer, TraceLayer};
 use seawall::http::{Body, delivery};
-use seawall::ids::PartitionId;
 use seawall::limit::LimitLayer;
 use seawall::queue::{self, Queue};
 use seawall::retry::RetryLayer;
@@ -54,22 +53,6 @@ struct World {
     tasks: Tasks,
 }
 
-struct Health(Arc<Breakers>);
-
-struct Late(OnceLock<Arc<Queue>>);
-
-impl GroupHealth for Health {
-    fn shows_failures(&self, group: &str) -> bool {
-        self.0.shows_failures(group)
-    }
-}
-
-impl PendingWrites for Late {
-    fn pending(&self, partition: PartitionId, path: &str) -> Option<Pending> {
-        self.0.get()?.pending(partition, path)
-    }
-}
-
 // === impl World ===
 
 impl World {
@@ -107,9 +90,9 @@ impl World {
                 async move { attempt(request, said).await }
             }),
         );
-        let late = Arc::new(Late(OnceLock::new()));
-        let health = Arc::new(Health(breakers.clone()));
-        let cache = Cache::new(settings, clock, &metrics, tasks.clone(), late.clone(), health, None);
+        let late = Arc::new(OnceLock::new());
+        let cache =
+            Cache::new(settings, clock, &metrics, tasks.clone(), late.clone(), breakers.clone(), None);
         let current = config.clone();
         let queue = Queue::open(queue::Parts {
             store: Arc::new(MemStore::new()),
@@ -125,7 +108,7 @@ impl World {
         })
         .await
         .unwrap();
-        assert!(late.0.set(queue.clone()).is_ok());
+        assert!(late.set(queue.clone()).is_ok());
         let front = stack::front(
             ContextLayer::new(Arc::new(move || config.clone())),
             TraceLayer::new(metrics, &groups),

@@ -17,7 +17,7 @@ use super::window::Counts;
 use super::word::{At, Mode, State};
 use crate::clock::{self, Clock};
 use crate::config::raw;
-use crate::context::{Call, Lane};
+use crate::context::{Call, GroupHealth, Lane};
 use crate::error::ProxyError;
 use crate::event::{self, Kind as EventKind};
 use crate::flexport::routes::ByGroup;
@@ -526,6 +526,12 @@ impl Breakers {
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl GroupHealth for Breakers {
+    fn shows_failures(&self, group: &str) -> bool {
+        Self::shows_failures(self, group)
     }
 }
 

@@ -89,7 +89,7 @@ pub(super) struct Scope {
     counters: Counters,
 }
 
-/// Each may be of other settings than the other for a moment.
+/// What each call needs of [`Tuning`], without a guard. Each may be of other settings than the other for a moment.
 pub(super) struct Hot {
     /// Of the window, in milliseconds.
     bucket: AtomicU64,

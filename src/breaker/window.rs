@@ -1,4 +1,5 @@
-//! Pure. What happened in the last ten buckets (of one second each, by default): exact counts.
+//! Pure. What happened in the last ten buckets (of one second each, by default): exact counts. A breaker has several of
+//! these, which `load` adds up.
 //!
 //! Ten buckets in a ring, each stamped with the number of the bucket of time that it counts for, so that a bucket that
 //! is used again is emptied by the first who counts in it, and one that nobody used is not counted although nobody

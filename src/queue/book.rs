@@ -119,6 +119,7 @@ impl Entry {
         dedupe::Earlier {
             state: self.state(),
             is_live: self.live || self.unstored,
+            is_withdrawn: self.withdrawn,
             is_unread: self.unread,
             has_answer: self.record.answer.is_some(),
             maybe_applied: self.record.progress.maybe_applied,
@@ -190,7 +191,7 @@ impl Book {
         self.lanes.join(key, seq, WriteId::random(), waker);
     }
 
-    /// Takes in what stands for a record that cannot be read. Before those that can: they take its key over.
+    /// Takes in what stands for a record that cannot be read. Before those that can: these name its order.
     pub(super) fn restore_unread(&mut self, mark: Mark, is_released: bool, now: Timestamp) {
         self.next_seq = self.next_seq.max(mark.seq + 1);
         let mut entry = Entry::new(Arc::new(mark.stand_in(is_released, now)), false);
@@ -238,7 +239,15 @@ impl Book {
     fn insert(&mut self, entry: Entry) {
         let record = entry.record.clone();
         let twin = record.class.creates().then_some(record.twin);
-        self.index.insert(record.write_id, self.key_digest(&record), twin);
+        let key = self.key_digest(&record);
+        // The youngest has the key, in whatever order they come.
+        let is_younger =
+            |id: &WriteId| self.entries.get(id).is_some_and(|entry| entry.record.seq > record.seq);
+        let younger = self.index.by_key(&key).filter(is_younger);
+        self.index.insert(record.write_id, key, twin);
+        if let Some(id) = younger {
+            self.index.insert(id, key, None);
+        }
         self.count(&entry);
         self.entries.insert(record.write_id, entry);
         self.place(&record);

@@ -24,6 +24,8 @@ pub struct Earlier {
     pub state: State,
     /// Whether its first attempt runs now, with a caller waiting, or its ticket is not on disk yet.
     pub is_live: bool,
+    /// Whether its caller was told that it was not taken, and it is not off the disk yet.
+    pub is_withdrawn: bool,
     /// Whether it cannot be read: nobody knows what became of it.
     pub is_unread: bool,
     /// Whether Flexport's answer is kept.
@@ -118,6 +120,8 @@ pub fn by_key(earlier: Earlier) -> Repeat {
 /// a later one: what Flexport rejected took no effect, and may be right a moment later.
 pub fn by_twin(earlier: Earlier, window: Duration, answers_settled: bool) -> Repeat {
     match earlier.state {
+        // A crash may bring it back: then both would be sent.
+        _ if earlier.is_withdrawn => Repeat::Wait,
         _ if earlier.is_unread => Repeat::Unknown,
         State::Unknown if earlier.is_live => Repeat::Wait,
         State::Unknown => Repeat::Unknown,
@@ -180,6 +184,7 @@ mod tests {
         Earlier {
             state,
             is_live: false,
+            is_withdrawn: false,
             is_unread: false,
             has_answer: false,
             maybe_applied: false,
@@ -217,6 +222,9 @@ mod tests {
         assert_eq!(by_twin(done, window, false), Repeat::Fresh);
         assert_eq!(by_twin(earlier(State::Pending), window, false), Repeat::Fresh);
         assert_eq!(by_twin(earlier(State::Unknown), window, false), Repeat::Unknown);
+        // Not when a crash may bring the first one back.
+        let withdrawn = Earlier { is_live: true, is_withdrawn: true, ..earlier(State::Pending) };
+        assert_eq!(by_twin(withdrawn, window, false), Repeat::Wait);
     }
 
     #[test]

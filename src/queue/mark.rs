@@ -2,8 +2,8 @@
 //!
 //! Values are sealed, so with a lost key nothing of a record is left, and a repeat under its key would be sent: twice,
 //! once the right key is given again. So each record has a mark, in the *key* of an empty value, which is not sealed.
-//! It holds only digests and pseudonyms, which nobody can make or guess who has not the store's second secret
-//! (partition and owner come from it, and go into each digest).
+//! It holds only digests and pseudonyms. They are not keyed: who has the disk can confirm a guess of a key, a target or
+//! a body, but read none.
 
 use super::dedupe;
 use super::record::{Blob, CredentialRef, Digest, Reason, Record};

@@ -186,7 +186,11 @@ impl Queue {
     /// A write with its history.
     pub async fn get(&self, id: WriteId) -> Option<TicketView> {
         let (now, moment) = (self.clock.now(), self.moment());
-        let mut ticket = self.with(|book| Some(view(book, book.get(id)?, now, moment)))?;
+        let shown = |book: &mut super::book::Book| {
+            let entry = book.get(id).filter(|entry| !entry.withdrawn)?;
+            Some(view(book, entry, now, moment))
+        };
+        let mut ticket = self.with(shown)?;
         ticket.history = self.journal.history(id).await.unwrap_or_default();
         Some(ticket)
     }
@@ -206,7 +210,7 @@ impl Queue {
     /// Whether this identity may see the ticket: its owner, or the same partition.
     pub fn check_owner(&self, id: WriteId, viewer: &Identity) -> Result<(), ProxyError> {
         self.with(|book| {
-            let entry = book.get(id).ok_or_else(|| not_found(id))?;
+            let entry = book.get(id).filter(|entry| !entry.withdrawn).ok_or_else(|| not_found(id))?;
             let record = &entry.record;
             let is_owner = viewer.owner == Some(record.owner);
             // Where the caller is declared, the partition alone is not enough: others may share the credential.
@@ -392,6 +396,20 @@ impl Queue {
         };
         response.headers_mut().insert(SEAWALL_SOURCE, HeaderValue::from_static("queue"));
         Ok(response)
+    }
+
+    /// The groups in which something waits that makes something new.
+    pub fn waiting_creates(&self) -> Vec<Arc<str>> {
+        self.with(|book| {
+            let waits = |entry: &&Entry| {
+                entry.record.class.creates() && matches!(entry.state(), State::Pending | State::Waiting)
+            };
+            let mut groups: Vec<_> =
+                book.iter().filter(waits).map(|entry| Arc::from(&*entry.record.group)).collect();
+            groups.sort_unstable();
+            groups.dedup();
+            groups
+        })
     }
 
     /// Whether it stands for a record that cannot be read.

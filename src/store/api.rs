@@ -45,7 +45,7 @@ pub enum Tree {
     Due,
     /// Remembered answers in chunks.
     Resp,
-    /// Idempotency keys and fingerprints.
+    /// What must be known of a record that cannot be read, in keys without values.
     Idem,
     /// The audit trail.
     Audit,

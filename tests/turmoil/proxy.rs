@@ -10,8 +10,7 @@ use seawall::clock::Clock;
 use seawall::config::raw::Protocol;
 use seawall::config::{Settings, Snapshot};
 use seawall::context::{
-    AttemptObserver, AttemptOutcome, BodyEnd, BoxFuture, Credential, GroupHealth, Pending, PendingWrites,
-    Settled, UpstreamRequest,
+    AttemptObserver, AttemptOutcome, BodyEnd, BoxFuture, Credential, Settled, UpstreamRequest,
 };
 use seawall::error::ProxyError;
 use seawall::event::Bus;
@@ -19,7 +18,6 @@ use seawall::flexport::links::Bases;
 use seawall::front::{AuthLayer, ContextLayer, Identifier, LimitsLayer, TraceLayer};
 use seawall::http::Body;
 use seawall::http::delivery::{Class, Delivery, Refusal};
-use seawall::ids::PartitionId;
 use seawall::limit::LimitLayer;
 use seawall::queue::{self, Queue};
 use seawall::retry::RetryLayer;
@@ -101,10 +99,6 @@ struct Flight {
     probe: Option<(String, jiff::Timestamp)>,
 }
 
-struct Late(OnceLock<Arc<Queue>>);
-
-struct Health(Arc<Breakers>);
-
 struct Probes {
     config: Arc<Snapshot>,
     breakers: Arc<Breakers>,
@@ -168,16 +162,9 @@ impl Proxy {
             LimitLayer::new(&settings.limiter, &groups, clock, &metrics),
             attempt,
         );
-        let late = Arc::new(Late(OnceLock::new()));
-        let cache = Cache::new(
-            settings,
-            clock,
-            &metrics,
-            tasks.clone(),
-            late.clone(),
-            Arc::new(Health(breakers.clone())),
-            None,
-        );
+        let late = Arc::new(OnceLock::new());
+        let cache =
+            Cache::new(settings, clock, &metrics, tasks.clone(), late.clone(), breakers.clone(), None);
         // Power went, or it is the first start: what was not answered is lost.
         let store = {
             let mut store = world.store.lock().unwrap();
@@ -199,18 +186,8 @@ impl Proxy {
         })
         .await
         .unwrap();
-        let filter = queue::Filter { limit: usize::MAX, ..queue::Filter::default() };
-        let waits = |state| matches!(state, queue::State::Pending | queue::State::Waiting);
-        let in_doubt: Vec<Arc<str>> = queue
-            .list(&filter)
-            .writes
-            .iter()
-            .filter(|write| waits(write.state) && write.method == "POST")
-            .map(|write| Arc::from(write.path.trim_start_matches('/').split('_').next().unwrap()))
-            .map(|group: Arc<str>| if &*group == "booking" { Arc::from("bookings") } else { group })
-            .collect();
-        breakers.release_replayed_creates(&in_doubt);
-        let _ = late.0.set(queue.clone());
+        breakers.release_replayed_creates(&queue.waiting_creates());
+        let _ = late.set(queue.clone());
         let front = stack::front(
             ContextLayer::new(source),
             TraceLayer::new(metrics.clone(), &groups),
@@ -408,19 +385,7 @@ impl Drop for Observer {
     }
 }
 
-// === impl Late, Health, Probes ===
-
-impl PendingWrites for Late {
-    fn pending(&self, partition: PartitionId, path: &str) -> Option<Pending> {
-        self.0.get()?.pending(partition, path)
-    }
-}
-
-impl GroupHealth for Health {
-    fn shows_failures(&self, group: &str) -> bool {
-        self.0.shows_failures(group)
-    }
-}
+// === impl Probes ===
 
 impl upstream::Target for Probes {
     fn config(&self) -> Arc<Snapshot> {

@@ -171,3 +171,20 @@ async fn with_its_key_lost_the_real_store_still_tells_the_marks() {
     assert_eq!(loaded.marks, [mark::Mark::of(&record)]);
     store.close().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_younger_record_that_cannot_be_read_keeps_the_key_that_an_older_one_had() {
+    let rig = Rig::new().await;
+    rig.world.always(Some(Act::Refuse(open())));
+    let with = [("idempotency-key", "k")];
+    let first = rig.post("/bookings", "{}", &with).await.id();
+    rig.queue.cancel(first, "ann", "x").await.unwrap();
+    let second = rig.post("/bookings", "{}", &with).await.id();
+    assert_ne!(first, second);
+    let store = rig.store.crash();
+    lose(&store, &[second]);
+    let rig = Rig::on(store, Arc::default(), Settings::default(), rig.clock).await;
+    let again = rig.post("/bookings", "{}", &with).await;
+    assert_eq!((again.status, again.id()), (504, second));
+    assert!(rig.world.bodies().is_empty());
+}
