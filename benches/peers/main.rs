@@ -17,13 +17,13 @@
 //! TLS, pinned to a core of its own; origin and load share the other core. Rounds alternate, the order within them
 //! too; a row is the median of five ratios of CPU time per request. Before the first round Seawall's cache is filled:
 //! its growth costs page faults that a running proxy no longer has. Ratios hold on any machine, times do not. Every
-//! answer is checked (status, length with rewritten links, `Cache-Status`), so that errors are never measured as
-//! speed. The exit code is 1 when a limit is exceeded, unless `--report-only`.
+//! answer is checked (status, length with rewritten links, `Cache-Status`; a refusal by its status and
+//! `Seawall-Breaker`), so that errors are never measured as speed. The exit code is 1 when a limit is exceeded, unless `--report-only`.
 //!
 //! Varnish and nginx are Debian's, where they are installed (`ci/tools.sh` does); else their lines say that they were
-//! not run, and a limit that was not looked at is not kept. They are spared what Seawall is spared: no access log, and of Varnish's own log all that is told of each
-//! request but its beginning and end. nginx is one process with one thread; Varnish has as many threads as it likes on
-//! that one core.
+//! not run, and a limit that was not looked at is not kept. They are spared what Seawall is spared: no access log, and of
+//! Varnish's own log what is told of each request. nginx is one process with one thread; Varnish has as many threads as
+//! it likes on that one core.
 //!
 //! `--self-check` measures the peers against themselves: the ratio must be 1, give or take the noise, and says
 //! whether this machine is quiet enough for the rest.
@@ -235,9 +235,12 @@ async fn compare(case: Case, options: Options, cores: Cores) -> Result<bool> {
     let answer = |running: &Running| {
         let status = StatusCode::OK;
         match &running.target {
-            Target::Peer(_) | Target::Cache(..) => {
-                Expected { status, len: Some(sample.bytes.len()), field: None }
-            }
+            Target::Peer(_) => Expected { status, len: Some(sample.bytes.len()), field: None },
+            Target::Cache(product, _) => Expected {
+                status,
+                len: Some(sample.bytes.len()),
+                field: Some(("cache-status", product.hit())),
+            },
             Target::Seawall(_) => Expected {
                 status,
                 len: Some(sample.len_with_links_to(&running.target.url())),
@@ -261,9 +264,7 @@ async fn compare(case: Case, options: Options, cores: Cores) -> Result<bool> {
                 continue;
             };
             products.push(product);
-            let field = Some(("cache-status", product.hit()));
-            let expected = Expected { status: StatusCode::OK, len: Some(sample.bytes.len()), field };
-            sides.push(Side { running, expected });
+            sides.push(Side { expected: answer(&running), running });
         }
     }
     for Side { running, expected } in &sides {

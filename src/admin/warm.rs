@@ -8,6 +8,7 @@ use crate::cache::{
     MAX_WARM_CONCURRENCY, MAX_WARM_TARGETS, WARM_CONCURRENCY, WarmError, WarmOrder, WarmStatus, WarmWhat,
     warm_targets,
 };
+use crate::config::Snapshot;
 use crate::config::raw::CredentialMode;
 use crate::context::Identity;
 use crate::http::headers::FLEXPORT_VERSION;
@@ -128,7 +129,7 @@ pub(super) async fn start(
             headers.insert(name, value);
         }
     }
-    let identity = identity(&admin, &wanted)?;
+    let identity = identity(&admin, &config, &wanted)?;
     let actor = wanted.actor.unwrap_or_else(|| "api".to_owned());
     let reason = wanted.reason.unwrap_or_default();
     let order =
@@ -163,8 +164,7 @@ pub(super) async fn cancel(State(admin): State<Admin>, body: Bytes) -> Result<Js
 }
 
 /// Whose data is warmed: of an alias of ours, or of the service whose token is given.
-fn identity(admin: &Admin, wanted: &Wanted) -> Result<Identity, Problem> {
-    let config = admin.config.current();
+fn identity(admin: &Admin, config: &Snapshot, wanted: &Wanted) -> Result<Identity, Problem> {
     match config.settings.credentials.mode {
         CredentialMode::Inject => {
             if wanted.token.is_some() {
@@ -173,7 +173,7 @@ fn identity(admin: &Admin, wanted: &Wanted) -> Result<Identity, Problem> {
                 ));
             }
             let alias = wanted.credential.as_deref().unwrap_or(&config.settings.credentials.default);
-            admin.identifier.of_alias(alias, &config).ok_or_else(|| {
+            admin.identifier.of_alias(alias, config).ok_or_else(|| {
                 let mut known: Vec<&str> = config.credentials.keys().map(|name| &**name).collect();
                 known.sort_unstable();
                 Problem::new(
@@ -203,7 +203,7 @@ fn identity(admin: &Admin, wanted: &Wanted) -> Result<Identity, Problem> {
             value.set_sensitive(true);
             admin
                 .identifier
-                .of_authorization(&value, &config)
+                .of_authorization(&value, config)
                 .map_err(|error| Problem::bad(format!("token: {error}")))
         }
     }

@@ -246,7 +246,7 @@ impl Cache {
     /// Whether it would be served to anybody.
     fn judge_held(&self, seen: &Seen, held: &Held<'_>, terms: &Terms) -> Result<(), &'static str> {
         if held.base != 0 && held.base != seen.base {
-            return Err("other-base");
+            return Err(OTHER_BASE);
         }
         let query = held.path.split_once('?').map(|(_, query)| query);
         let ask = Ask { is_incremental: !self.is_strict && is_incremental(query), ..Ask::default() };
@@ -261,6 +261,9 @@ impl Cache {
         if standing.proven.iter().all(is_refused) { Err("credential-refused") } else { Ok(()) }
     }
 }
+
+/// It was kept under another `public_url` or upstream.
+const OTHER_BASE: &str = "other-base";
 
 // === impl Seen ===
 
@@ -292,7 +295,8 @@ impl Seen {
             Ok(()) => youngest(&mut tally.own, resource, age),
             Err(reason) => {
                 *tally.refused.entry(reason).or_default() += 1;
-                if reason != Refused::TooOld.as_str() {
+                // What is too old leaves it to a page; what is of another base is not found at all.
+                if reason != Refused::TooOld.as_str() && reason != OTHER_BASE {
                     tally.shut.insert(resource);
                 }
                 return;

@@ -1,7 +1,8 @@
 //! `seawall cache warm`: begins a job, follows it, shows how it went.
 //!
 //! Progress goes to standard error: a bar that is drawn over where that is a terminal, else a line now and then. What
-//! became of it goes to standard output. The exit code is 0 only when everything that could be kept was.
+//! became of it goes to standard output. The exit code is 0 only when the job came to its end and nothing
+//! failed.
 
 use super::Exit;
 use super::args::{Operator, Output, WarmArgs};

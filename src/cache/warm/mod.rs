@@ -10,7 +10,7 @@
 //! credential, and asks with the fields that the callers will ask with; a copy that was warmed in another form is found
 //! by nobody.
 //!
-//! It is polite: a breaker that is open, a rate gate or a full limiter pauses it, nothing is sent meanwhile, and after a
+//! It is polite: a breaker that is open, a rate gate, a full limiter or a failing upstream pauses it, nothing is sent meanwhile, and after a
 //! pause it begins with one request at a time. What met a passing failure is tried again later, [`TRIES`] times in all. A
 //! 401 ends it, since every other target would get the same.
 //!
@@ -35,7 +35,7 @@ use crate::ids::{self, PartitionId};
 use crate::telemetry::{Metrics, ResultLabels};
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 pub use plan::LineError;
 use plan::Page;
 use prometheus_client::metrics::counter::Counter;
@@ -277,9 +277,7 @@ impl Warmer {
             return Err(WarmError::Busy(Box::new(job.told())));
         }
         let queue: VecDeque<Item> = match &order.what {
-            WarmWhat::Targets(targets) => {
-                targets.iter().take(MAX_WARM_TARGETS).map(|target| Item::of(target)).collect()
-            }
+            WarmWhat::Targets(targets) => targets.iter().map(|target| Item::of(target)).collect(),
             WarmWhat::Shipments => VecDeque::from([Item { is_page: true, ..Item::of(plan::FIRST) }]),
         };
         let is_list = matches!(order.what, WarmWhat::Targets(_));
@@ -288,7 +286,7 @@ impl Warmer {
             state: "running",
             why: None,
             what: if is_list { "urls" } else { "shipments" },
-            partition: order.identity.partition.unwrap_or(PartitionId([0; 16])),
+            partition: order.identity.partition.unwrap_or(super::EVERYBODY),
             actor: order.actor.clone(),
             reason: order.reason.clone(),
             started_at: self.cache.clock.now().to_string(),
@@ -337,11 +335,12 @@ impl Warmer {
     /// Begins nothing more. What is on its way comes to its end.
     pub fn cancel(&self, actor: &str) -> Result<WarmStatus, WarmError> {
         let current = self.current();
-        let Some(job) = current.as_ref().filter(|job| job.is_under_way()) else {
-            return Err(WarmError::Idle);
-        };
+        let Some(job) = current.as_ref() else { return Err(WarmError::Idle) };
         {
             let mut status = job.status();
+            if status.ended_at.is_some() {
+                return Err(WarmError::Idle);
+            }
             status.state = "ending";
             status.why.get_or_insert_with(|| format!("cancelled by {actor}"));
         }
@@ -462,6 +461,8 @@ impl Warmer {
         known: &mut HashSet<String>,
     ) -> Ended {
         let body = match &ended {
+            // It is asked for again, and read then.
+            Ended::Skipped("overtaken", _) if item.tries + 1 < TRIES => return ended,
             // Nobody has read what stands there, so its shipments are not known.
             Ended::Skipped(why, body) if item.is_page && body.is_empty() => {
                 return Ended::Failed((*why).to_owned());
@@ -581,16 +582,16 @@ impl Warmer {
         let began = cache.marks.moment();
         let is_cut_off = |moment| cache.marks.is_cut_off(names, moment);
         let landing = match cache.flights.enter(key, Instant::now(), began, is_cut_off) {
-            Role::Lead(landing) => landing,
+            Role::Lead(landing) => Some(landing),
             Role::Join(flight) => {
-                let until = read.context.deadline;
-                return match tokio::time::timeout_at(until, flight.landed()).await {
+                // Its own time: the wait for a turn took none of it.
+                return match tokio::time::timeout(read.context.route.timeout, flight.landed()).await {
                     Ok(outcome) => self.judge(outcome),
                     Err(_) => Ended::Later("upstream-failing", Duration::ZERO),
                 };
             }
-            // What came last could not be kept.
-            Role::Alone => return Ended::Skipped("not-kept", Bytes::new()),
+            // What came last could not be kept; this may be another answer.
+            Role::Alone => None,
         };
         let errand = Errand {
             read: read.clone(),
@@ -598,16 +599,22 @@ impl Warmer {
             began,
             names,
             key,
-            is_led: true,
+            is_led: landing.is_some(),
             may_keep: true,
             purges,
             hold: Hold::All,
             lane: Lane::Refresh,
         };
-        match fetch::run(cache.clone(), self.upstream.clone(), errand, Some(landing)).await {
+        match fetch::run(cache.clone(), self.upstream.clone(), errand, landing).await {
             Led::Shared(outcome) => self.judge(outcome),
             // It is longer than what is kept: nobody reads the rest.
-            Led::Streamed(response) => judge_long(&response),
+            Led::Streamed(response) => judge_status(
+                response.status(),
+                response.headers(),
+                "too-large",
+                Bytes::new,
+                cache.clock.now(),
+            ),
             Led::Flowing(flowing) => {
                 let limit = read.context.config.settings.cache.max_object.0;
                 match flowing.response.into_body().collect(limit).await {
@@ -624,10 +631,8 @@ impl Warmer {
         if self.cache.is_refused(read) {
             return None;
         }
-        let asked = read.asked();
         let in_memory = self.cache.memory.peek(&read.key);
-        let selected =
-            in_memory.and_then(|variants| variants.iter().find(|one| one.is_selected_by(asked)).cloned());
+        let selected = in_memory.and_then(|variants| variants.selected(read.asked()).cloned());
         match selected {
             Some(entry) => Some(entry),
             None => self.cache.restore(read).await.ok().flatten(),
@@ -644,9 +649,13 @@ impl Warmer {
                     (false, _) => Ended::Skipped("overtaken", body),
                 }
             }
-            Outcome::Answer(Answer::Passed(passed)) => {
-                judge_status(passed.status, &passed.headers, || passed.body.clone(), self.cache.clock.now())
-            }
+            Outcome::Answer(Answer::Passed(passed)) => judge_status(
+                passed.status,
+                &passed.headers,
+                "not-kept",
+                || passed.body.clone(),
+                self.cache.clock.now(),
+            ),
             Outcome::Failed(error) => judge_error(&error),
             Outcome::Alone => Ended::Skipped("not-kept", Bytes::new()),
         }
@@ -662,6 +671,7 @@ impl std::fmt::Debug for Warmer {
 fn judge_status(
     status: StatusCode,
     headers: &HeaderMap,
+    unkept: &'static str,
     body: impl FnOnce() -> Bytes,
     now: jiff::Timestamp,
 ) -> Ended {
@@ -670,18 +680,9 @@ fn judge_status(
     match status {
         StatusCode::UNAUTHORIZED => Ended::Refused,
         StatusCode::TOO_MANY_REQUESTS => Ended::Later("rate-limited", wait()),
-        status if status.is_success() => Ended::Skipped("not-kept", body()),
+        status if status.is_success() => Ended::Skipped(unkept, body()),
         status if delivery::of_answer(status, false).is_outage() => Ended::Later("upstream-failing", wait()),
         status => Ended::Failed(format!("status-{}", status.as_u16())),
-    }
-}
-
-fn judge_long(response: &Response<Body>) -> Ended {
-    let status = response.status();
-    if status.is_success() {
-        Ended::Skipped("too-large", Bytes::new())
-    } else {
-        Ended::Failed(format!("status-{}", status.as_u16()))
     }
 }
 
